@@ -1,0 +1,1 @@
+"""Virtio devices of the microvm framework."""

@@ -1,0 +1,1 @@
+"""virtio-vsock: the channel between host and guest."""

@@ -1,0 +1,1 @@
+"""The guest side of microvm: image, agent, and the channels into it."""
