@@ -1,0 +1,25 @@
+"""Runs `async def` tests under trio, each with a bound, so that a hang is a failure with a name."""
+
+import functools
+import inspect
+
+import pytest
+import trio
+
+ASYNC_TEST_BOUND_S = 120
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a coroutine test to its end on a trio loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    test = functools.partial(pyfuncitem.obj, **{name: pyfuncitem.funcargs[name] for name in names})
+
+    async def bounded() -> None:
+        with trio.fail_after(ASYNC_TEST_BOUND_S):
+            await test()
+
+    trio.run(bounded)
+    return True
