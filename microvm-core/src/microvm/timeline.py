@@ -16,11 +16,12 @@ class BootTimeline:
 
     Args:
         clock: A monotonic clock in nanoseconds; tests give their own.
+        started_ns: On that clock, when the first phase began, if not now.
     """
 
-    def __init__(self, clock: Clock = time.monotonic_ns) -> None:
+    def __init__(self, clock: Clock = time.monotonic_ns, *, started_ns: int | None = None) -> None:
         self._clock = clock
-        self._start = self._last = clock()
+        self._start = self._last = clock() if started_ns is None else started_ns
         self._phases: dict[str, float] = {}
 
     def mark(self, phase: str) -> None:

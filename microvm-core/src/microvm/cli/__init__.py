@@ -1,1 +1,66 @@
-"""The command line: one module a subcommand."""
+"""The command line: one module a subcommand.
+
+Each module has `add_parser(subparsers)`, which sets the default `func`, a function of the parsed
+arguments that returns the exit code. Parsing imports nothing heavy; `func` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import microvm
+
+COMMANDS = ("run", "shell", "doctor", "plugins", "image")
+"""Each is a module of this package."""
+
+EXIT_OWN_FAILURE = 125
+"""microvm itself failed, and no command ran to give an exit code. Docker's number for it."""
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    args = build_parser().parse_args(argv)
+    level = os.environ.get("MICROVM_LOG", "warning").upper()
+    logging.basicConfig(
+        format="microvm: %(message)s",
+        level=level if level in logging.getLevelNamesMapping() else "WARNING",
+        stream=sys.stderr,
+    )
+    try:
+        code: int = args.func(args)
+    except BaseException as error:
+        return _exit_code(error)
+    return code
+
+
+def _exit_code(error: BaseException) -> int:
+    """Say what went wrong, if it is for a person to know; anything unforeseen is raised again."""
+    from microvm._groups import only_error
+    from microvm.errors import MicrovmError
+
+    if isinstance(error, BaseExceptionGroup):
+        error = only_error(error)
+    if isinstance(error, MicrovmError):
+        print(f"microvm: {error}", file=sys.stderr)
+        return EXIT_OWN_FAILURE
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    raise error
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line's parser."""
+    parser = argparse.ArgumentParser(
+        prog="microvm", description="Run programs in hardware-isolated Linux guests."
+    )
+    parser.add_argument("--version", action="version", version=f"microvm {microvm.__version__}")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        import_module(f"microvm.cli.{name}").add_parser(subparsers)
+    return parser

@@ -1,0 +1,273 @@
+"""From a configuration to a plan: which backend, which devices, which kernel, every problem.
+
+Synchronous and quick; nothing is started here. Each step that can go wrong adds to one list, so
+that a person with three mistakes hears of all three at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import attrs
+
+from microvm.abc import AttachedDevice, Capability, GuestChannels, MachinePlan, ProbeReport
+from microvm.boot.files import check_boot_file
+from microvm.config import MAX_CMDLINE_BYTES, BootSource, ConfigProblem, MachineConfig
+from microvm.errors import BackendUnavailable, ConfigError, MicrovmError
+
+if TYPE_CHECKING:
+    from microvm.abc import HostedPlatform, Provisioner
+    from microvm.plugins import BackendFactory, PluginManager
+    from microvm.timeline import BootTimeline
+
+log = logging.getLogger("microvm")
+
+T = TypeVar("T")
+
+BACKENDS = "microvm.backends"
+DEVICES = "microvm.devices"
+PROVISIONERS = "microvm.provisioners"
+
+
+@attrs.frozen(kw_only=True)
+class BackendChoice:
+    """The backend a machine runs on, and why this one."""
+
+    name: str
+    reason: str
+    report: ProbeReport
+
+
+@attrs.frozen(kw_only=True)
+class Assembly:
+    """A machine with every choice made, nothing of it started."""
+
+    backend: BackendChoice
+    capabilities: frozenset[Capability]
+    platform: HostedPlatform
+    plan: MachinePlan
+    provisioners: tuple[Provisioner, ...]
+    channels: GuestChannels | None
+    """The device that carries streams into the guest, if the machine has one."""
+
+
+class _Problems:
+    """Errors of independent steps, kept until all steps have had their turn."""
+
+    def __init__(self) -> None:
+        self._found: list[tuple[str, MicrovmError]] = []
+
+    def attempt(self, where: str, step: Callable[[], T]) -> T | None:
+        try:
+            return step()
+        except MicrovmError as error:
+            self._found.append((where, error))
+            return None
+
+    def add(self, problems: Iterable[ConfigProblem]) -> None:
+        for problem in problems:
+            error = ConfigError("The machine can't be built as described:", problems=[problem])
+            self._found.append((problem.where, error))
+
+    def raise_any(self) -> None:
+        """One error comes out as itself, with its own type; several as one `ConfigError`."""
+        if len(self._found) == 1:
+            raise self._found[0][1]
+        if self._found:
+            problems: list[ConfigProblem] = []
+            for where, error in self._found:
+                if isinstance(error, ConfigError) and error.problems:
+                    problems.extend(error.problems)
+                else:
+                    problems.append(ConfigProblem(where, error.message, error.remedy))
+            raise ConfigError("The machine can't be built as described:", problems=problems)
+
+
+def assemble(config: MachineConfig, plugins: PluginManager, timeline: BootTimeline) -> Assembly:
+    """Make every choice that `config` leaves open.
+
+    Raises:
+        BackendUnavailable: no backend can run here, or not the one asked for.
+        ConfigError: the configuration and what is installed don't fit; lists every problem.
+        PluginError, ImageError: the same, when it is the only problem.
+    """
+    factory, choice = choose_backend(config, plugins)
+    timeline.mark("backend")
+    problems = _Problems()
+    problems.add(_capability_problems(config, factory))
+    platform = problems.attempt("backend_options", lambda: factory.create(config.backend_options))
+    devices = _make_devices(config, factory, plugins, problems)
+    provisioners = _make_provisioners(config, plugins, problems)
+    timeline.mark("plugins")
+    boot = _boot_source(config, provisioners, problems)
+    problems.add(plugins.check_config(config, choice.name))
+    problems.raise_any()
+    # From here each step has a value, or raise_any would have raised.
+    assert platform is not None
+    assert boot is not None
+    plan = MachinePlan(
+        config=config,
+        kernel=boot.kernel,
+        initrd=boot.initrd,
+        cmdline=_cmdline(config, boot, platform, provisioners, plugins),
+        devices=devices,
+        timeline=timeline,
+    )
+    channels = next((d.device for d in devices if isinstance(d.device, GuestChannels)), None)
+    timeline.mark("image")
+    return Assembly(
+        backend=choice,
+        capabilities=factory.capabilities,
+        platform=platform,
+        plan=plan,
+        provisioners=provisioners,
+        channels=channels,
+    )
+
+
+def choose_backend(
+    config: MachineConfig, plugins: PluginManager
+) -> tuple[BackendFactory, BackendChoice]:
+    """The backend by name, or the one that the `microvm_select_backend` hook picks."""
+    if config.backend is not None:
+        factory = plugins.load_backend(config.backend)
+        report = factory.probe(config.backend_options)
+        if not report.usable:
+            raise BackendUnavailable(
+                f"Backend {factory.name!r} can't run here: {report.reason}", remedy=report.remedy
+            )
+        choice = BackendChoice(name=factory.name, reason="asked for by name", report=report)
+    else:
+        factories = {f.name: f for f in plugins.load_backends()}
+        if not factories:
+            raise BackendUnavailable(
+                "No backend is installed.", remedy="Install one: pip install 'microvm-core[host]'"
+            )
+        reports = [f.probe(config.backend_options) for f in factories.values()]
+        name = plugins.select_backend(config, reports)
+        if name is None:
+            raise BackendUnavailable(
+                "None of the installed backends can run here: "
+                + " ".join(f"{r.backend}: {r.reason}" for r in reports),
+                remedy=" ".join(f"{r.backend}: {r.remedy}" for r in reports if r.remedy) or None,
+            )
+        factory = factories[name]
+        report = next(r for r in reports if r.backend == name)
+        passed_over = "; ".join(
+            f"{r.backend} not usable: {r.reason}" for r in reports if not r.usable
+        )
+        reason = report.reason + (f" ({passed_over})" if passed_over else "")
+        choice = BackendChoice(name=name, reason=reason, report=report)
+    log.info("backend %s: %s", choice.name, choice.reason)
+    return factory, choice
+
+
+def _capability_problems(config: MachineConfig, factory: BackendFactory) -> list[ConfigProblem]:
+    problems: list[ConfigProblem] = []
+
+    def need(capability: Capability, wanted: bool, where: str) -> None:
+        if wanted and capability not in factory.capabilities:
+            problems.append(
+                ConfigProblem(
+                    where, f"backend {factory.name!r} has no capability {capability.value!r}."
+                )
+            )
+
+    need(Capability.OWN_KERNEL, config.boot is not None, "boot")
+    need(Capability.VIRTIO_DEVICES, bool(config.devices), "devices")
+    if Capability.OWN_CHANNELS not in factory.capabilities:
+        need(Capability.VIRTIO_DEVICES, config.vsock is not None, "vsock")
+    return problems
+
+
+def _make_devices(
+    config: MachineConfig, backend: BackendFactory, plugins: PluginManager, problems: _Problems
+) -> tuple[AttachedDevice, ...]:
+    if Capability.VIRTIO_DEVICES not in backend.capabilities:
+        return ()
+    devices: list[AttachedDevice] = []
+    for index, wanted in enumerate(config.all_devices()):
+        is_vsock = config.vsock is not None and index == 0
+        where = "vsock" if is_vsock else f"devices[{index - (config.vsock is not None)}]"
+        factory = problems.attempt(where, lambda n=wanted.name: plugins.load_device(n))  # type: ignore[misc]
+        if factory is None:
+            continue
+        if backend.virtio_ids is not None and factory.virtio_id not in backend.virtio_ids:
+            problems.add(
+                [
+                    ConfigProblem(
+                        where,
+                        f"backend {backend.name!r} can't attach {factory.name!r} "
+                        f"(virtio device id {factory.virtio_id}).",
+                    )
+                ]
+            )
+            continue
+        device = problems.attempt(where, lambda f=factory, w=wanted: f.create(w.options))  # type: ignore[misc]
+        if device is not None:
+            devices.append(AttachedDevice(name=wanted.name, device=device))
+    return tuple(devices)
+
+
+def _make_provisioners(
+    config: MachineConfig, plugins: PluginManager, problems: _Problems
+) -> tuple[Provisioner, ...]:
+    made: list[Provisioner] = []
+    for name in config.provisioners:
+        factory = problems.attempt("provisioners", lambda n=name: plugins.load_provisioner(n))  # type: ignore[misc]
+        if factory is not None:
+            made.append(factory.create())
+    return tuple(made)
+
+
+def _boot_source(
+    config: MachineConfig, provisioners: tuple[Provisioner, ...], problems: _Problems
+) -> BootSource | None:
+    """The user's own, or the first that a provisioner brings; its files looked at, not trusted."""
+
+    def find() -> BootSource:
+        if config.boot is not None:
+            return config.boot
+        for provisioner in provisioners:
+            source = provisioner.boot_source(config)
+            if source is not None:
+                return source
+        raise ConfigError(
+            "There is nothing to boot.",
+            remedy="Give boot=BootSource(kernel=...), or a provisioner that brings an image.",
+        )
+
+    boot = problems.attempt("boot", find)
+    if boot is None:
+        return None
+    problems.attempt("boot.kernel", lambda: check_boot_file(boot.kernel, "kernel"))
+    if boot.initrd is not None:
+        initrd: Path = boot.initrd
+        problems.attempt("boot.initrd", lambda: check_boot_file(initrd, "initrd"))
+    return boot
+
+
+def _cmdline(
+    config: MachineConfig,
+    boot: BootSource,
+    platform: HostedPlatform,
+    provisioners: tuple[Provisioner, ...],
+    plugins: PluginManager,
+) -> str:
+    """Words in rising order of who decides: platform, provisioners, hooks, image, user."""
+    words = list(platform.kernel_cmdline(config))
+    for provisioner in provisioners:
+        words.extend(provisioner.kernel_cmdline(config))
+    words.extend(plugins.kernel_cmdline(config))
+    words.extend(part for part in (boot.cmdline, config.cmdline) if part)
+    line = " ".join(words)
+    if len(line.encode()) > MAX_CMDLINE_BYTES:
+        raise ConfigError(
+            f"The kernel command line would be {len(line.encode())} bytes; "
+            f"the kernel takes {MAX_CMDLINE_BYTES}.",
+            remedy="Shorten cmdline, or what plugins add to it.",
+        )
+    return line

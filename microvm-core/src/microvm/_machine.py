@@ -1,0 +1,413 @@
+"""`Machine`: the handle an application holds.
+
+Everything a machine needs lives in one stack of contexts, entered in this order and left in the
+opposite one: device lifespans, the provisioners' listeners, the platform's machine, a nursery
+with two tasks (one waits for the machine's end, one makes the guest ready). The guest may dial
+the host before the platform's `start` has returned, hence listeners first.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import trio
+
+from microvm._assembly import Assembly, BackendChoice, assemble
+from microvm._groups import only_error
+from microvm.abc import Capability, Guest, GuestChannels, GuestLink, GuestProcess, RunResult
+from microvm.config import MachineConfig
+from microvm.errors import (
+    BootError,
+    ConfigError,
+    GuestError,
+    GuestGone,
+    GuestNotReady,
+    MicrovmError,
+)
+from microvm.outcome import MachineOutcome, OutcomeReason
+from microvm.timeline import BootTimeline
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from trio.abc import HalfCloseableStream, Listener
+
+    from microvm.abc import RunningMachine, TtySize
+    from microvm.plugins import PluginManager
+
+log = logging.getLogger("microvm")
+
+OUTCOME_GRACE_S = 1.0
+"""How long a command that lost its guest waits to learn how the machine ended. The agent's
+stream breaks a moment before the platform knows."""
+
+STOP_GRACE_S = 3.0
+"""How long `stop` gives the guest to end itself. The agent gives commands one second of it."""
+
+
+class Machine:
+    """A microVM, as an async context manager on trio.
+
+    Entering it plans the machine, starts it and returns while the guest boots; `run` and the
+    other verbs wait for the guest by themselves. Leaving it, also by cancellation or an error,
+    ends the guest at once and leaves no process, thread, socket or file behind.
+
+    All methods are for the trio thread that entered it.
+
+    Args:
+        config: The machine, described; the default is a minimal guest with the agent.
+        plugins: Where components come from; the default is what is installed.
+        timeline: Where to record the phases of the boot; for a program that began its own.
+
+    Raises (on entry):
+        ConfigError: the description can't be built; every problem is listed.
+        PluginError: a component is missing or broken.
+        BackendError: no backend can run, or the one chosen failed to start.
+        ImageError: the kernel or initrd can't be used, or no image has been built.
+
+    Example:
+        async with Machine(MachineConfig(mem_size_mib=256)) as machine:
+            result = await machine.run(["uname", "-r"], check=True)
+    """
+
+    def __init__(
+        self,
+        config: MachineConfig | None = None,
+        *,
+        plugins: PluginManager | None = None,
+        timeline: BootTimeline | None = None,
+    ) -> None:
+        self.config = config if config is not None else MachineConfig()
+        self._plugins = plugins
+        self._timeline = timeline
+        self._scope: AbstractAsyncContextManager[None] | None = None
+        self._assembly: Assembly | None = None
+        self._running: RunningMachine | None = None
+        self._channels: GuestChannels | None = None
+        self._outcome: MachineOutcome | None = None
+        self._ended = trio.Event()
+        self._guest: Guest | None = None
+        self._ready_error: MicrovmError | None = None
+        self._ready_known = trio.Event()
+        self._stopping = False
+
+    # --- life ----------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Machine:
+        if self._scope is not None:
+            raise RuntimeError("A Machine is entered once; make a new one to start again.")
+        self._scope = self._live()
+        try:
+            await self._scope.__aenter__()
+        except BaseExceptionGroup as group:
+            raise only_error(group) from None
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # The body's own error must come out as it is. Shown to the nurseries within, it would
+        # return wrapped in an exception group for each of them; so they see a normal end.
+        assert self._scope is not None
+        self._stopping = True
+        try:
+            await self._scope.__aexit__(None, None, None)
+        except BaseExceptionGroup as group:
+            raise only_error(group) from None
+
+    @asynccontextmanager
+    async def _live(self) -> AsyncIterator[None]:
+        timeline = self._timeline if self._timeline is not None else BootTimeline()
+        self._timeline = timeline
+        if self._plugins is None:
+            from microvm.plugins import installed_plugins
+
+            self._plugins = installed_plugins()
+        self._assembly = assembly = assemble(self.config, self._plugins, timeline)
+        try:
+            async with AsyncExitStack() as stack:
+                for attached in assembly.plan.devices:
+                    await stack.enter_async_context(attached.device.lifespan())
+                links: list[GuestLink] = []
+                if assembly.channels is not None:
+                    links = await self._attach(stack, assembly.channels)
+                self._running = running = await stack.enter_async_context(
+                    assembly.platform.start(assembly.plan)
+                )
+                if running.channels is not None and assembly.channels is None:
+                    links = await self._attach(stack, running.channels)
+                nursery = await stack.enter_async_context(trio.open_nursery())
+                nursery.start_soon(self._watch, running)
+                nursery.start_soon(self._make_ready, running, links)
+                self._plugins.notify_machine_started(self)
+                yield
+                nursery.cancel_scope.cancel()
+        finally:
+            self._finish()
+
+    async def _attach(self, stack: AsyncExitStack, channels: GuestChannels) -> list[GuestLink]:
+        assert self._assembly is not None
+        self._channels = channels
+        return [
+            await stack.enter_async_context(provisioner.attach(channels))
+            for provisioner in self._assembly.provisioners
+        ]
+
+    async def _watch(self, running: RunningMachine) -> None:
+        ended = await running.wait()
+        self._end_with(ended)
+        if ended.reason is OutcomeReason.CRASHED and not self._stopping:
+            log.warning("%s", ended.detail)
+
+    async def _make_ready(self, running: RunningMachine, links: list[GuestLink]) -> None:
+        """Bring up the links in order, bounded by time and by the machine's own end."""
+        assert self._timeline is not None
+        assert self._plugins is not None
+        guest: Guest | None = None
+        failure: BaseException | None = None
+        with trio.move_on_after(self.config.ready_within_s) as bound:
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._give_up_at_end, nursery.cancel_scope)
+                    for link in links:
+                        guest = await link.wait_ready(self._timeline) or guest
+                    nursery.cancel_scope.cancel()
+            except BaseExceptionGroup as group:
+                ours, others = group.split(MicrovmError)
+                if others is not None or ours is None:
+                    raise
+                failure = only_error(ours)
+        if failure is not None:
+            # The machine's end explains more than what its half-open streams said of it.
+            with trio.move_on_after(OUTCOME_GRACE_S):
+                await self._ended.wait()
+            self._ready_error = self._boot_error(running, failure)
+        elif bound.cancelled_caught:
+            self._ready_error = GuestNotReady(
+                f"The guest did not report within {self.config.ready_within_s:g} s.",
+                remedy="Its console lines may say why; raise ready_within_s if it is only slow.",
+                console=running.console_tail(),
+            )
+        elif links and self._ended.is_set():
+            self._ready_error = self._boot_error(running, None)
+        else:
+            self._guest = guest
+            self._plugins.notify_guest_ready(self, guest)
+        self._ready_known.set()
+
+    async def _give_up_at_end(self, scope: trio.CancelScope) -> None:
+        await self._ended.wait()
+        scope.cancel()
+
+    def _boot_error(self, running: RunningMachine, cause: BaseException | None) -> MicrovmError:
+        if self._outcome is not None:
+            error: MicrovmError = BootError(
+                f"The machine ended before its guest was ready: {self._outcome.detail}",
+                console=self._outcome.console_tail,
+            )
+        else:
+            error = BootError(
+                f"The guest could not be made ready: {cause}", console=running.console_tail()
+            )
+        error.__cause__ = cause
+        return error
+
+    def _end_with(self, ended: MachineOutcome) -> None:
+        if self._outcome is None:
+            self._outcome = ended
+            self._ended.set()
+
+    def _finish(self) -> None:
+        """After the stack is gone: nobody may be left waiting, and the hooks are told."""
+        started = self._running is not None
+        tail = self._running.console_tail() if self._running is not None else ()
+        self._end_with(
+            MachineOutcome(
+                reason=OutcomeReason.STOPPED, detail="The host stopped it.", console_tail=tail
+            )
+        )
+        if not self._ready_known.is_set():
+            self._ready_error = GuestGone("The machine was stopped.")
+            self._ready_known.set()
+        if started:
+            assert self._plugins is not None
+            self._plugins.notify_machine_stopped(self, self._outcome)
+
+    # --- what it is ----------------------------------------------------------------------
+
+    @property
+    def backend(self) -> BackendChoice:
+        """The backend chosen, and why."""
+        return self._planned().backend
+
+    @property
+    def timing(self) -> Mapping[str, float]:
+        """The boot so far: phase to milliseconds, in order."""
+        return self._timeline.phases if self._timeline is not None else {}
+
+    @property
+    def exit_counts(self) -> Mapping[str, int]:
+        """VM exits by kind, where the backend counts them (`Capability.EXIT_COUNTS`)."""
+        return self._started().exit_counts()
+
+    @property
+    def console_tail(self) -> tuple[str, ...]:
+        """The guest's last console lines, control characters made visible."""
+        return self._started().console_tail()
+
+    @property
+    def outcome(self) -> MachineOutcome | None:
+        """How it ended, or None while it runs."""
+        return self._outcome
+
+    def _planned(self) -> Assembly:
+        if self._assembly is None:
+            raise RuntimeError("The machine is not started: use `async with Machine(...)`.")
+        return self._assembly
+
+    def _started(self) -> RunningMachine:
+        if self._running is None:
+            raise RuntimeError("The machine is not started: use `async with Machine(...)`.")
+        return self._running
+
+    # --- what it can do ------------------------------------------------------------------
+
+    async def wait(self) -> MachineOutcome:
+        """Wait until the machine has ended, by itself or by `stop`."""
+        self._started()
+        await self._ended.wait()
+        assert self._outcome is not None
+        return self._outcome
+
+    async def wait_ready(self) -> Guest:
+        """Wait until the guest's agent answers, and return the guest.
+
+        Raises:
+            GuestNotReady: it did not within `MachineConfig.ready_within_s`.
+            BootError: the machine ended first, or the agent did not speak its protocol.
+            ConfigError: the machine has no provisioner that runs commands.
+        """
+        self._started()
+        await self._ready_known.wait()
+        if self._ready_error is not None:
+            raise self._ready_error
+        if self._guest is None:
+            raise ConfigError(
+                "This machine has no agent to run commands.",
+                remedy="Add 'agent' to MachineConfig.provisioners.",
+            )
+        return self._guest
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        stdin: bytes = b"",
+        check: bool = False,
+        max_output_bytes: int = 64 * 1024 * 1024,
+    ) -> RunResult:
+        """Run a command in the guest to its end; see `Guest.run`."""
+        guest = await self.wait_ready()
+        try:
+            return await guest.run(
+                argv,
+                env=env,
+                cwd=cwd,
+                user=user,
+                stdin=stdin,
+                check=check,
+                max_output_bytes=max_output_bytes,
+            )
+        except GuestGone as error:
+            raise await self._explained(error) from error
+
+    @asynccontextmanager
+    async def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        tty: TtySize | None = None,
+    ) -> AsyncIterator[GuestProcess]:
+        """Start a command and hold its streams; see `Guest.spawn`."""
+        guest = await self.wait_ready()
+        try:
+            async with guest.spawn(argv, env=env, cwd=cwd, user=user, tty=tty) as process:
+                yield process
+        except GuestGone as error:
+            raise await self._explained(error) from error
+
+    async def _explained(self, error: GuestGone) -> GuestGone:
+        """The same error with the machine's end in it, when the machine has ended."""
+        with trio.move_on_after(OUTCOME_GRACE_S):
+            await self._ended.wait()
+        if self._outcome is None:
+            return GuestGone(error.message, console=self._started().console_tail())
+        return GuestGone(
+            f"{error.message} {self._outcome.detail}", console=self._outcome.console_tail
+        )
+
+    async def connect(self, port: int) -> HalfCloseableStream:
+        """Open a stream to a guest port; see `GuestChannels.connect`."""
+        return await self._streams().connect(port)
+
+    def listen(self, port: int) -> Listener[HalfCloseableStream]:
+        """Take the guest's connections to a host port; see `GuestChannels.listen`."""
+        return self._streams().listen(port)
+
+    def _streams(self) -> GuestChannels:
+        self._started()
+        if self._channels is None:
+            raise ConfigError(
+                "This machine has no channel to guest ports.",
+                remedy="Give MachineConfig a vsock device.",
+            )
+        return self._channels
+
+    async def pause(self) -> None:
+        """Stop the guest's CPUs until `resume`; its memory stays as it is."""
+        self._need(Capability.PAUSE)
+        await self._started().pause()
+
+    async def resume(self) -> None:
+        """Let a paused guest go on."""
+        self._need(Capability.PAUSE)
+        await self._started().resume()
+
+    def _need(self, capability: Capability) -> None:
+        if capability not in self._planned().capabilities:
+            raise ConfigError(
+                f"Backend {self.backend.name!r} has no capability {capability.value!r}."
+            )
+
+    async def stop(self) -> MachineOutcome:
+        """End the machine: ask the guest, wait a little, then end it whatever it does.
+
+        Doing so twice, or after it has ended, is fine.
+        """
+        running = self._started()
+        self._stopping = True
+        if self._outcome is None:
+            with trio.move_on_after(STOP_GRACE_S):
+                if self._guest is not None:
+                    try:
+                        await self._guest.shutdown()
+                    except GuestError:
+                        pass  # a guest that can't be asked is ended below
+                    else:
+                        await self._ended.wait()
+        if self._outcome is None:
+            await running.kill()
+        return await self.wait()

@@ -1,0 +1,133 @@
+"""``microvm run``: boot a machine, run one command in it, exit as the command did."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+from microvm.cli._machine_options import add_machine_options, machine_config
+
+if TYPE_CHECKING:
+    from microvm._machine import Machine
+    from microvm.abc import RunResult
+    from microvm.timeline import BootTimeline
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``run``."""
+    parser = subparsers.add_parser(
+        "run",
+        help="run a command in a fresh machine",
+        description=(
+            "Boot a machine, run a command in it and exit with the command's code (128+n for "
+            "signal n, 125 when microvm itself failed). Standard input, output and error pass "
+            "through as bytes."
+        ),
+    )
+    add_machine_options(parser)
+    parser.add_argument("--tty", action="store_true", help="give the command a terminal")
+    parser.add_argument("--timing", action="store_true", help="print the boot's phases (stderr)")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of the output"
+    )
+    parser.add_argument("-e", "--env", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--cwd", metavar="DIR", help="start in this directory of the guest")
+    parser.add_argument("--user", metavar="NAME", help="run as this user of the guest")
+    parser.add_argument("argv", nargs="+", metavar="ARGV", help="the command, after --")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns the process's exit code."""
+    from microvm.cli._process_start import timeline_since_process_start
+
+    timeline = timeline_since_process_start()
+    config = machine_config(args)
+
+    import trio
+
+    from microvm._machine import Machine
+    from microvm.errors import MicrovmError
+
+    timeline.mark("imports")
+    machine = Machine(config, timeline=timeline)
+
+    async def session() -> RunResult:
+        from microvm.cli._signals import ended_by_signals
+
+        async with ended_by_signals(signal.SIGTERM, signal.SIGHUP), machine:
+            await machine.wait_ready()
+            result = await _command(args, machine)
+            timeline.mark("command")
+        timeline.mark("stop")
+        return result
+
+    try:
+        result = trio.run(session)
+    except MicrovmError as error:
+        if not args.json:
+            raise
+        print(json.dumps(_failure(error, timeline)))
+        return 125
+    if args.json:
+        print(json.dumps(_report(machine, result, timeline)))
+    if args.timing:
+        _print_timing(timeline)
+    return result.returncode
+
+
+async def _command(args: argparse.Namespace, machine: Machine) -> RunResult:
+    env = dict(_split_env(word) for word in args.env)
+    options: dict[str, Any] = {"env": env, "cwd": args.cwd, "user": args.user}
+    from microvm.cli._passthrough import read_all_stdin, run_passthrough
+
+    if args.json:
+        return await machine.run(args.argv, stdin=await read_all_stdin(), **options)
+    return await run_passthrough(machine, args.argv, tty=args.tty, **options)
+
+
+def _split_env(word: str) -> tuple[str, str]:
+    from microvm.errors import ConfigError
+
+    name, equals, value = word.partition("=")
+    if not name or not equals:
+        raise ConfigError(f"--env takes NAME=VALUE, not {word!r}.")
+    return name, value
+
+
+def _text(data: bytes) -> str:
+    """Bytes for a JSON string: UTF-8 as it is, any other byte as a backslash escape."""
+    return data.decode("utf-8", errors="backslashreplace")
+
+
+def _report(machine: Machine, result: RunResult, timeline: BootTimeline) -> dict[str, Any]:
+    return {
+        "exit_code": result.exit_code,
+        "signal": result.signal,
+        "stdout": _text(result.stdout),
+        "stderr": _text(result.stderr),
+        "backend": machine.backend.name,
+        "reason": machine.backend.reason,
+        "timing": {phase: round(ms, 3) for phase, ms in timeline.phases.items()},
+        "exit_counts": dict(machine.exit_counts),
+    }
+
+
+def _failure(error: Any, timeline: BootTimeline) -> dict[str, Any]:
+    return {
+        "error": error.code,
+        "message": error.message,
+        "remedy": error.remedy,
+        "problems": [str(problem) for problem in getattr(error, "problems", ())],
+        "console": list(error.console),
+        "timing": {phase: round(ms, 3) for phase, ms in timeline.phases.items()},
+    }
+
+
+def _print_timing(timeline: BootTimeline) -> None:
+    for phase, ms in timeline.phases.items():
+        print(f"{phase:>10} {ms:9.1f} ms", file=sys.stderr)
+    print(f"{'total':>10} {timeline.total_ms:9.1f} ms", file=sys.stderr)
