@@ -1,0 +1,207 @@
+"""Guest memory, and the one way into it.
+
+Every guest physical address that anything on the host follows goes through `GuestMemory.slice`:
+a view comes out only if the whole range lies in one region. Addresses and lengths are Python
+integers, so a sum can't wrap; they may still come from the guest and be any value of 64 bits.
+
+What lies behind a view is shared with running vCPUs and changes at any moment. A value that is
+checked must be copied first, and only the copy used.
+
+Ring indexes want single-copy atomicity: `load_u16` and `store_u16`, and casts to ``"H"`` made of
+an aligned slice, are one aligned access of two bytes. CPython's memoryview packs and unpacks a
+native ``H`` by `memcpy` of a constant size of 2, which compilers turn into one load or store on
+every architecture that has hypervisors. They use the host's byte order, and virtio is
+little-endian (virtio 1.2, 1.4 Structure Specifications), so a big-endian host is refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import sys
+from collections.abc import Iterable
+
+import attrs
+
+from microvm.errors import BackendError, GuestMemoryError
+
+REGION_ALIGNMENT = 16
+"""Regions begin at multiples of this, so that what is aligned for the guest is aligned for us."""
+
+_ADDRESS_SPACE = 1 << 64
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class GuestRegion:
+    """A run of guest RAM.
+
+    `view` must begin at a host address that is a multiple of `REGION_ALIGNMENT` (an mmap does).
+    """
+
+    start: int
+    """Guest physical address of the first byte."""
+    view: memoryview
+    """Its bytes: format ``B``, one dimension, writable."""
+
+    def __attrs_post_init__(self) -> None:
+        view = self.view
+        if view.format != "B" or view.ndim != 1 or view.readonly or not view.contiguous:
+            raise ValueError("A guest region's view must be writable, contiguous bytes.")
+        if not len(view):
+            raise ValueError("A guest region holds at least one byte.")
+        if self.start < 0 or self.end > _ADDRESS_SPACE:
+            raise ValueError(f"A guest region at {self.start:#x} leaves the address space.")
+        if self.start % REGION_ALIGNMENT:
+            raise ValueError(
+                f"A guest region at {self.start:#x} is not aligned to {REGION_ALIGNMENT} bytes."
+            )
+
+    @property
+    def end(self) -> int:
+        """The guest physical address behind the last byte."""
+        return self.start + len(self.view)
+
+    def __contains__(self, address: object) -> bool:
+        return isinstance(address, int) and self.start <= address < self.end
+
+
+class GuestMemory:
+    """All of a guest's RAM.
+
+    Args:
+        regions: In any order; they must not overlap.
+
+    Raises:
+        ValueError: regions overlap, or there are none.
+        BackendError: the host is big-endian.
+    """
+
+    def __init__(self, regions: Iterable[GuestRegion]) -> None:
+        if sys.byteorder != "little":
+            raise BackendError(
+                "This host is big-endian, and guest memory is shared with little-endian devices.",
+                remedy="Run on x86-64 or 64-bit Arm.",
+            )
+        self._regions = tuple(sorted(regions, key=lambda region: region.start))
+        if not self._regions:
+            raise ValueError("Guest memory needs at least one region.")
+        for left, right in itertools.pairwise(self._regions):
+            if left.end > right.start:
+                raise ValueError(f"Guest regions overlap at {right.start:#x}.")
+        self._spans = tuple((region.start, region.end, region.view) for region in self._regions)
+
+    @classmethod
+    def anonymous(cls, size: int, start: int = 0) -> GuestMemory:
+        """One region of zeros that the host gives pages to as they are touched.
+
+        It is kept out of core dumps and of forked children.
+
+        Args:
+            size: Bytes.
+            start: Guest physical address of the first.
+
+        Raises:
+            BackendError: the host has no memory left for it.
+        """
+        try:
+            mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise BackendError(
+                f"The host can't give {size} bytes of guest memory: {error.strerror}.",
+                remedy="Make mem_size_mib smaller, or raise the limit on memory.",
+            ) from error
+        keep_private(mapping)
+        return cls([GuestRegion(start=start, view=memoryview(mapping))])
+
+    @property
+    def regions(self) -> tuple[GuestRegion, ...]:
+        """The regions by ascending address."""
+        return self._regions
+
+    def slice(self, address: int, length: int) -> memoryview:
+        """The bytes at `address`, shared with the guest.
+
+        Raises:
+            GuestMemoryError: they are not wholly in one region.
+        """
+        if length >= 0:
+            for start, end, view in self._spans:
+                if start <= address and address + length <= end:
+                    offset = address - start
+                    return view[offset : offset + length]
+        raise GuestMemoryError(f"The guest has no {length} bytes of memory at {address:#x}.")
+
+    def slices(self, address: int, length: int) -> list[memoryview]:
+        """The bytes at `address` where they may run on from one region into the next.
+
+        Raises:
+            GuestMemoryError: some of them are not RAM.
+        """
+        pieces: list[memoryview] = []
+        position, left = address, length
+        for start, end, view in self._spans:
+            if start <= position < end and left > 0:
+                offset = position - start
+                piece = view[offset : offset + left]
+                pieces.append(piece)
+                position += len(piece)
+                left -= len(piece)
+        if left:
+            raise GuestMemoryError(f"The guest has no {length} bytes of memory at {address:#x}.")
+        return pieces
+
+    def read(self, address: int, length: int) -> bytes:
+        """Copy `length` bytes out.
+
+        Raises:
+            GuestMemoryError: as `slice`.
+        """
+        return bytes(self.slice(address, length))
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Copy `data` in.
+
+        Raises:
+            GuestMemoryError: as `slice`; nothing was written.
+        """
+        self.slice(address, len(data))[:] = data
+
+    def load_u16(self, address: int) -> int:
+        """One load of two aligned bytes.
+
+        Raises:
+            GuestMemoryError: as `slice`.
+            ValueError: the address is odd.
+        """
+        return self._cell(address)[0]
+
+    def store_u16(self, address: int, value: int) -> None:
+        """One store of two aligned bytes.
+
+        Raises:
+            GuestMemoryError: as `slice`.
+            ValueError: the address is odd, or the value has more than 16 bits.
+        """
+        self._cell(address)[0] = value
+
+    def _cell(self, address: int) -> memoryview[int]:
+        if address & 1:
+            raise ValueError(f"{address:#x} is not aligned to two bytes.")
+        return self.slice(address, 2).cast("H")
+
+    def release(self) -> None:
+        """Give up every region: each later access raises `GuestMemoryError`.
+
+        Slices that were given out keep their bytes, and their mapping, until they are dropped.
+        """
+        self._spans = ()
+        for region in self._regions:
+            region.view.release()
+
+
+def keep_private(mapping: mmap.mmap) -> None:
+    """Keep a mapping of guest RAM out of forked children and core dumps, where the host can."""
+    for name in ("MADV_DONTFORK", "MADV_DONTDUMP"):
+        advice = getattr(mmap, name, None)
+        if advice is not None:
+            mapping.madvise(advice)
