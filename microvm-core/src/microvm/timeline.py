@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 Clock = Callable[[], int]
 
@@ -29,16 +28,6 @@ class BootTimeline:
         now = self._clock()
         self._phases[phase] = self._phases.get(phase, 0.0) + (now - self._last) / 1e6
         self._last = now
-
-    @contextmanager
-    def span(self, phase: str) -> Iterator[None]:
-        """Record the body's own time under `phase`, without ending the phase that runs."""
-        begin = self._clock()
-        try:
-            yield
-        finally:
-            length = (self._clock() - begin) / 1e6
-            self._phases[phase] = self._phases.get(phase, 0.0) + length
 
     @property
     def phases(self) -> Mapping[str, float]:

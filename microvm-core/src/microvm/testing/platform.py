@@ -1,0 +1,189 @@
+"""A platform whose machines are scripts: `Machine` and its callers are tested on it.
+
+    async def guest(machine: ScriptedMachine) -> MachineOutcome | None: ...
+
+plays the guest. What it returns is how the machine ends; None means that it runs on until it is
+killed. It may use `machine.memory_channels.guest` to listen and to dial, and `machine.say` to
+print on the console.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from microvm.abc import (
+    Capability,
+    Guest,
+    GuestChannels,
+    GuestLink,
+    HostedPlatform,
+    MachinePlan,
+    ProbeReport,
+    Provisioner,
+    RunningMachine,
+)
+from microvm.errors import MicrovmError
+from microvm.outcome import MachineOutcome, OutcomeReason
+from microvm.plugins import BackendFactory, ProvisionerFactory, hookimpl
+from microvm.testing.channels import MemoryChannels
+
+if TYPE_CHECKING:
+    from microvm.timeline import BootTimeline
+
+Script = Callable[["ScriptedMachine"], Awaitable[MachineOutcome | None]]
+
+
+async def runs_until_killed(machine: ScriptedMachine) -> MachineOutcome | None:
+    """The script of a guest that does nothing."""
+    return None
+
+
+class ScriptedMachine(RunningMachine):
+    """A running machine of a `ScriptedPlatform`."""
+
+    def __init__(self, plan: MachinePlan) -> None:
+        self.plan = plan
+        self.memory_channels = MemoryChannels()
+        self.paused = False
+        self._console: list[str] = []
+        self._outcome: MachineOutcome | None = None
+        self._ended = trio.Event()
+
+    @property
+    def channels(self) -> GuestChannels | None:
+        return self.memory_channels
+
+    def say(self, line: str) -> None:
+        """Print a line on the console."""
+        self._console.append(line)
+
+    def end(self, outcome: MachineOutcome) -> None:
+        """End the machine; the first outcome stands."""
+        if self._outcome is None:
+            self._outcome = attrs.evolve(outcome, console_tail=self.console_tail())
+            self._ended.set()
+
+    async def wait(self) -> MachineOutcome:
+        await self._ended.wait()
+        assert self._outcome is not None
+        return self._outcome
+
+    async def kill(self) -> None:
+        self.end(MachineOutcome(reason=OutcomeReason.STOPPED, detail="The host stopped it."))
+        await trio.lowlevel.checkpoint()
+
+    async def pause(self) -> None:
+        self.paused = True
+
+    async def resume(self) -> None:
+        self.paused = False
+
+    def console_tail(self) -> tuple[str, ...]:
+        return tuple(self._console[-10:])
+
+
+class ScriptedPlatform(HostedPlatform):
+    """Starts `ScriptedMachine`s; `machines` keeps all that were started."""
+
+    def __init__(self, script: Script = runs_until_killed) -> None:
+        self.script = script
+        self.machines: list[ScriptedMachine] = []
+        self.fail_start: MicrovmError | None = None
+        self.live = 0
+        """Machines between start and the end of their context: 0 after every test."""
+
+    @asynccontextmanager
+    async def start(self, plan: MachinePlan) -> AsyncIterator[RunningMachine]:
+        if self.fail_start is not None:
+            raise self.fail_start
+        machine = ScriptedMachine(plan)
+        self.machines.append(machine)
+        self.live += 1
+        plan.timeline.mark("spawn")
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._play, machine)
+                yield machine
+                nursery.cancel_scope.cancel()
+        finally:
+            self.live -= 1
+            with trio.CancelScope(shield=True):
+                await machine.kill()
+
+    async def _play(self, machine: ScriptedMachine) -> None:
+        outcome = await self.script(machine)
+        if outcome is not None:
+            machine.end(outcome)
+
+
+@attrs.define(kw_only=True)
+class ScriptedBackend:
+    """A backend plugin around one `ScriptedPlatform`; register it with a `PluginManager`."""
+
+    platform: ScriptedPlatform = attrs.field(factory=ScriptedPlatform)
+    name: str = "scripted"
+    usable: bool = True
+    reason: str = "It is made of Python."
+    remedy: str | None = None
+    preference: int = 50
+    capabilities: frozenset[Capability] = frozenset(
+        {Capability.OWN_CHANNELS, Capability.OWN_KERNEL, Capability.PAUSE, Capability.CONSOLE}
+    )
+
+    @hookimpl
+    def microvm_register_backend(self) -> BackendFactory:
+        return BackendFactory(
+            name=self.name,
+            summary="scripted machines for tests",
+            capabilities=self.capabilities,
+            preference=self.preference,
+            probe=self._probe,
+            create=lambda options: self.platform,
+        )
+
+    def _probe(self, options: Mapping[str, Any]) -> ProbeReport:
+        return ProbeReport(
+            backend=self.name, usable=self.usable, reason=self.reason, remedy=self.remedy
+        )
+
+
+class ScriptedLink(GuestLink):
+    """Ready when its `Guest` is set, or failed when an error is."""
+
+    def __init__(self) -> None:
+        self._known = trio.Event()
+        self._result: Guest | MicrovmError | None = None
+
+    def become(self, result: Guest | MicrovmError | None) -> None:
+        """What `wait_ready` returns or raises, from now on."""
+        self._result = result
+        self._known.set()
+
+    async def wait_ready(self, timeline: BootTimeline) -> Guest | None:
+        await self._known.wait()
+        timeline.mark("kernel")
+        timeline.mark("agent")
+        if isinstance(self._result, MicrovmError):
+            raise self._result
+        return self._result
+
+
+@attrs.define(kw_only=True)
+class ScriptedProvisioner(Provisioner):
+    """A provisioner plugin whose readiness a test decides."""
+
+    name: str = "agent"
+    link: ScriptedLink = attrs.field(factory=ScriptedLink)
+
+    @hookimpl
+    def microvm_register_provisioner(self) -> ProvisionerFactory:
+        return ProvisionerFactory(name=self.name, summary="scripted", create=lambda: self)
+
+    @asynccontextmanager
+    async def attach(self, channels: GuestChannels) -> AsyncIterator[GuestLink]:
+        yield self.link

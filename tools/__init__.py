@@ -1,0 +1,1 @@
+"""Helpers of the noxfile; nothing here is shipped."""
