@@ -1,0 +1,54 @@
+"""What the tests that boot Linux share."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from microvm.testing.census import Census
+
+HERE = Path(__file__).parent
+
+Cli = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture
+def cli() -> Cli:
+    """Run the `microvm` command to its end; the bound only keeps a hang from being silent."""
+
+    def run(*words: str, stdin: bytes = b"", **env: str) -> "subprocess.CompletedProcess[bytes]":
+        return subprocess.run(
+            [sys.executable, "-m", "microvm", *words],
+            input=stdin,
+            capture_output=True,
+            timeout=120,
+            check=False,
+            env={**os.environ, **env},
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def vsock_peer(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A static program for the guest that speaks AF_VSOCK; see vsock_peer.c."""
+    compiler = shutil.which("musl-gcc") or "gcc"
+    binary = tmp_path_factory.mktemp("peer") / "vsock_peer"
+    source = HERE / "vsock_peer.c"
+    subprocess.run(
+        [compiler, "-static", "-O2", "-Wall", "-Werror", "-o", str(binary), str(source)],
+        check=True,
+    )
+    return binary.read_bytes()
+
+
+@pytest.fixture
+def leaves_nothing() -> Iterator[None]:
+    """Descriptors, threads and child processes are as many after the test as before."""
+    before = Census.take()
+    yield
+    assert Census.take() == before
