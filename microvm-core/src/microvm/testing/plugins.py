@@ -1,0 +1,79 @@
+"""A plugin manager of given plugins, for tests: nothing installed, no environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from microvm._discovery import Discovery, PluginGroup, PluginRecord, Switches
+from microvm._plugin_manager import PluginManager
+from microvm.plugins import BackendFactory, DeviceFactory, hookimpl
+
+if TYPE_CHECKING:
+    from microvm._plugin_guard import Factory
+
+
+class FactoryPlugin:
+    """The plugin that a module with one registration hook would be."""
+
+    def __init__(self, factory: Factory) -> None:
+        self._factory = factory
+
+
+class _BackendPlugin(FactoryPlugin):
+    @hookimpl
+    def microvm_register_backend(self) -> Any:
+        return self._factory
+
+
+class _DevicePlugin(FactoryPlugin):
+    @hookimpl
+    def microvm_register_device(self) -> Any:
+        return self._factory
+
+
+class _ProvisionerPlugin(FactoryPlugin):
+    @hookimpl
+    def microvm_register_provisioner(self) -> Any:
+        return self._factory
+
+
+def plugin_manager(
+    *factories: Factory,
+    plugins: Mapping[str, object] | None = None,
+    switches: Switches | None = None,
+) -> PluginManager:
+    """A manager that finds these plugins and no others.
+
+    Args:
+        factories: Records to offer, each as a plugin of its own.
+        plugins: ``group/name`` to a module, or any object with functions marked `hookimpl`; an
+            exception stands for a module that raises it when imported.
+        switches: The environment's say; the default is none.
+
+    Example:
+        manager = plugin_manager(my_device_factory, plugins={"device/hooks": my_module})
+        async with Machine(config, plugins=manager) as machine: ...
+    """
+    given: dict[str, object] = dict(plugins or {})
+    for factory in factories:
+        if isinstance(factory, BackendFactory):
+            given[f"backend/{factory.name}"] = _BackendPlugin(factory)
+        elif isinstance(factory, DeviceFactory):
+            given[f"device/{factory.name}"] = _DevicePlugin(factory)
+        else:
+            given[f"provisioner/{factory.name}"] = _ProvisionerPlugin(factory)
+
+    def resolve(record: PluginRecord) -> object:
+        plugin = given[record.key]
+        if isinstance(plugin, BaseException):
+            raise plugin
+        return plugin
+
+    records = [_record(key) for key in given]
+    return PluginManager(Discovery(records=tuple(records)), switches=switches, resolve=resolve)
+
+
+def _record(key: str) -> PluginRecord:
+    group, _, name = key.partition("/")
+    return PluginRecord(group=PluginGroup(group), name=name, value=f"given.{name}")
