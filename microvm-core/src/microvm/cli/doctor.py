@@ -89,9 +89,9 @@ def _guarded(name: str, step: Callable[[], str]) -> Check:
 def _plugin_checks(plugins: PluginManager) -> Iterator[Check]:
     for status in plugins.examine():
         yield Check(
-            name=f"plugin {status.record.group.removeprefix('microvm.')}/{status.record.name}",
+            name=f"plugin {status.record.key}",
             good=None if status.state == "disabled" else status.state == "ok",
-            finding=f"{status.record.dist} {status.record.version}: {status.detail}",
+            finding=f"{status.record.origin}: {status.detail}",
         )
 
 

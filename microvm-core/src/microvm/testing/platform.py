@@ -29,7 +29,7 @@ from microvm.abc import (
 )
 from microvm.errors import MicrovmError
 from microvm.outcome import MachineOutcome, OutcomeReason
-from microvm.plugins import BackendFactory, ProvisionerFactory, hookimpl
+from microvm.plugins import BackendFactory, ProvisionerFactory
 from microvm.testing.channels import MemoryChannels
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class ScriptedPlatform(HostedPlatform):
 
 @attrs.define(kw_only=True)
 class ScriptedBackend:
-    """A backend plugin around one `ScriptedPlatform`; register it with a `PluginManager`."""
+    """A backend around one `ScriptedPlatform`; give its `factory()` to `plugin_manager`."""
 
     platform: ScriptedPlatform = attrs.field(factory=ScriptedPlatform)
     name: str = "scripted"
@@ -135,8 +135,8 @@ class ScriptedBackend:
         {Capability.OWN_CHANNELS, Capability.OWN_KERNEL, Capability.PAUSE, Capability.CONSOLE}
     )
 
-    @hookimpl
-    def microvm_register_backend(self) -> BackendFactory:
+    def factory(self) -> BackendFactory:
+        """The record that a plugin would register."""
         return BackendFactory(
             name=self.name,
             summary="scripted machines for tests",
@@ -175,13 +175,13 @@ class ScriptedLink(GuestLink):
 
 @attrs.define(kw_only=True)
 class ScriptedProvisioner(Provisioner):
-    """A provisioner plugin whose readiness a test decides."""
+    """A provisioner whose readiness a test decides."""
 
     name: str = "agent"
     link: ScriptedLink = attrs.field(factory=ScriptedLink)
 
-    @hookimpl
-    def microvm_register_provisioner(self) -> ProvisionerFactory:
+    def factory(self) -> ProvisionerFactory:
+        """The record that a plugin would register."""
         return ProvisionerFactory(name=self.name, summary="scripted", create=lambda: self)
 
     @asynccontextmanager
