@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
     timeline = timeline_since_process_start()
     config = machine_config(args)
+    options = {"env": dict(map(_split_env, args.env)), "cwd": args.cwd, "user": args.user}
 
     import trio
 
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
         async with ended_by_signals(signal.SIGTERM, signal.SIGHUP), machine:
             await machine.wait_ready()
-            result = await _command(args, machine)
+            result = await _command(args, machine, options)
             timeline.mark("command")
         timeline.mark("stop")
         return result
@@ -79,9 +80,9 @@ def run(args: argparse.Namespace) -> int:
     return result.returncode
 
 
-async def _command(args: argparse.Namespace, machine: Machine) -> RunResult:
-    env = dict(_split_env(word) for word in args.env)
-    options: dict[str, Any] = {"env": env, "cwd": args.cwd, "user": args.user}
+async def _command(
+    args: argparse.Namespace, machine: Machine, options: dict[str, Any]
+) -> RunResult:
     from microvm.cli._passthrough import read_all_stdin, run_passthrough
 
     if args.json:
