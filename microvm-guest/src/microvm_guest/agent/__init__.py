@@ -14,10 +14,45 @@ from pathlib import Path
 SOURCE_DIR = Path(__file__).parent
 """Where `SOURCES` and `HEADERS` live."""
 
-SOURCES: tuple[str, ...] = ("main.c",)
+SOURCES: tuple[str, ...] = (
+    "main.c",
+    "loop.c",
+    "connection.c",
+    "requests.c",
+    "fields.c",
+    "command.c",
+    "input.c",
+    "launch.c",
+    "exec.c",
+    "users.c",
+    "session.c",
+    "status.c",
+    "clock.c",
+    "vsock.c",
+    "system.c",
+    "shutdown.c",
+)
 """Every translation unit, by name within `SOURCE_DIR`."""
 
-HEADERS: tuple[str, ...] = ()
+HEADERS: tuple[str, ...] = (
+    "wire.h",
+    "bytes.h",
+    "loop.h",
+    "connection.h",
+    "requests.h",
+    "fields.h",
+    "command.h",
+    "input.h",
+    "launch.h",
+    "exec.h",
+    "users.h",
+    "session.h",
+    "status.h",
+    "clock.h",
+    "vsock.h",
+    "system.h",
+    "shutdown.h",
+)
 """What the sources include, by name within `SOURCE_DIR`."""
 
 WARNINGS: tuple[str, ...] = ("-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror")

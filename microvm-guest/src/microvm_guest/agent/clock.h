@@ -1,0 +1,26 @@
+/* The guest's clocks.
+ *
+ * A guest whose host sleeps sleeps too, and wakes with a wall clock that is behind. So the host
+ * says its wall time in HELLO and in every RUN. The first one sets the clock; a later one moves it
+ * forward by what the host's clock has gained on the guest's boot clock since the reference, if
+ * that is more than a second. Delay on the way only makes the gain look smaller, so it never
+ * moves the clock wrongly; and a clock that somebody in the guest set on purpose keeps its offset. */
+
+#ifndef MICROVM_CLOCK_H
+#define MICROVM_CLOCK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+uint64_t monotonic_ns(void);
+
+/* Whether this process may set the clock at all: not when it runs on somebody's own machine. */
+void clock_own(bool owned);
+
+/* Set the wall clock to `host_ns` since 1970. */
+void clock_set(uint64_t host_ns);
+
+/* The host's wall time at this moment, or a little before. */
+void clock_hint(uint64_t host_ns);
+
+#endif

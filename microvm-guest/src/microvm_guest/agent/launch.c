@@ -1,0 +1,164 @@
+#include "launch.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "bytes.h"
+#include "clock.h"
+#include "exec.h"
+#include "fields.h"
+#include "wire.h"
+
+static const char *check_text(const struct field *field)
+{
+    if (memchr(field->value, 0, field->length) != NULL)
+        return "A text in a RUN holds a NUL byte.";
+    return NULL;
+}
+
+const char *launch_parse(struct launch *launch, uint8_t *fields, uint32_t length)
+{
+    *launch = (struct launch){.fields = fields, .fields_end = fields + length};
+    struct field_reader reader = {.next = fields, .end = fields + length};
+    struct field field;
+    unsigned args = 0;
+    const char *wrong = NULL;
+    while (wrong == NULL && field_next(&reader, &field)) {
+        switch (field.tag) {
+        case FIELD_ARG:
+            args++;
+            wrong = check_text(&field);
+            break;
+        case FIELD_ENV:
+            wrong = check_text(&field);
+            if (wrong == NULL && memchr(field.value, '=', field.length) == NULL)
+                wrong = "A variable in a RUN has no value.";
+            break;
+        case FIELD_CWD:
+        case FIELD_USER:
+            wrong = check_text(&field);
+            break;
+        case FIELD_TTY:
+            if (field.length != 4)
+                return "A RUN's terminal size is not two numbers.";
+            launch->tty = true;
+            launch->rows = get_u16(field.value);
+            launch->cols = get_u16(field.value + 2);
+            break;
+        case FIELD_WINDOW:
+            if (field.length != 4 || get_u32(field.value) > WIRE_MAX_WINDOW)
+                return "A RUN's window is out of bounds.";
+            launch->window = get_u32(field.value);
+            break;
+        case FIELD_RUN_FLAGS:
+            if (field.length != 4)
+                return "A RUN's flags are not one number.";
+            launch->flags = get_u32(field.value);
+            break;
+        case FIELD_WALL_TIME:
+            if (field.length == 8)
+                clock_hint(get_u64(field.value));
+            break;
+        }
+    }
+    if (wrong == NULL && reader.malformed)
+        wrong = "A RUN ends inside a field.";
+    if (wrong == NULL && args == 0)
+        wrong = "A RUN names no program.";
+    return wrong;
+}
+
+/* A pipe whose end `ours` (0 read, 1 write) does not block. The other one does: it is stdio. */
+static bool make_pipe(int ends[2], int ours)
+{
+    if (pipe2(ends, O_CLOEXEC) != 0) {
+        ends[0] = ends[1] = -1;
+        return false;
+    }
+    fcntl(ends[ours], F_SETFL, O_NONBLOCK);
+    return true;
+}
+
+static void close_if(int fd)
+{
+    if (fd >= 0)
+        close(fd);
+}
+
+/* Both ends of everything, by what they are to the child. */
+struct plumbing {
+    int report[2], in[2], out[2], err[2];
+};
+
+static bool open_terminal(struct plumbing *pipes, const struct launch *launch)
+{
+    int unlocked = 0;
+    struct winsize size = {.ws_row = launch->rows, .ws_col = launch->cols};
+    int master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK);
+    if (master < 0)
+        return false;
+    pipes->out[0] = master;
+    if (ioctl(master, TIOCSPTLCK, &unlocked) != 0 || ioctl(master, TIOCSWINSZ, &size) != 0)
+        return false;
+    pipes->in[0] = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    /* two descriptors for the one terminal: epoll knows a descriptor once */
+    pipes->in[1] = fcntl(master, F_DUPFD_CLOEXEC, 3);
+    return pipes->in[0] >= 0 && pipes->in[1] >= 0;
+}
+
+static bool open_pipes(struct plumbing *pipes, const struct launch *launch)
+{
+    if (launch->flags & RUN_NO_STDIN)
+        pipes->in[0] = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    else
+        make_pipe(pipes->in, 1);
+    return pipes->in[0] >= 0 && make_pipe(pipes->out, 0) &&
+           ((launch->flags & RUN_MERGE) || make_pipe(pipes->err, 0));
+}
+
+static void close_plumbing(struct plumbing *pipes, bool whole)
+{
+    close_if(pipes->report[1]);
+    close_if(pipes->in[0]);
+    close_if(pipes->out[1]);
+    close_if(pipes->err[1]);
+    if (!whole)
+        return;
+    close_if(pipes->report[0]);
+    close_if(pipes->in[1]);
+    close_if(pipes->out[0]);
+    close_if(pipes->err[0]);
+}
+
+uint32_t launch_start(struct launch *launch, const char **why)
+{
+    struct plumbing pipes = {{-1, -1}, {-1, -1}, {-1, -1}, {-1, -1}};
+    bool opened = launch->tty ? open_terminal(&pipes, launch) : open_pipes(&pipes, launch);
+    if (!opened || !make_pipe(pipes.report, 0)) {
+        bool no_terminal = launch->tty && errno != EMFILE && errno != ENFILE && errno != ENOMEM;
+        *why = strerror(errno);
+        close_plumbing(&pipes, true);
+        return no_terminal ? ERROR_TTY : ERROR_RESOURCES;
+    }
+    pid_t pid = fork();
+    if (pid == 0) {
+        int out = launch->tty ? pipes.in[0] : pipes.out[1];
+        exec_command(launch, pipes.in[0], out, pipes.err[1] >= 0 ? pipes.err[1] : out,
+                     pipes.report[1]);
+    }
+    if (pid < 0) {
+        *why = strerror(errno);
+        close_plumbing(&pipes, true);
+        return ERROR_RESOURCES;
+    }
+    close_plumbing(&pipes, false);
+    launch->pid = pid;
+    launch->report = pipes.report[0];
+    launch->in = pipes.in[1];
+    launch->out = pipes.out[0];
+    launch->err = pipes.err[0];
+    return 0;
+}

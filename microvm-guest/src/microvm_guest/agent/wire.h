@@ -1,0 +1,98 @@
+/* The protocol's numbers: docs/reference/agent-protocol.md describes them.
+ *
+ * microvm_guest/protocol/ holds the host's copy; a test reads this file and compares.
+ * All integers are little endian. */
+
+#ifndef MICROVM_WIRE_H
+#define MICROVM_WIRE_H
+
+#define WIRE_MAJOR 1
+#define WIRE_MINOR 0
+#define WIRE_MAGIC "mvmagent"
+#define WIRE_MAGIC_BYTES 8
+
+#define WIRE_GUEST_PORT 1025 /* the agent listens here */
+#define WIRE_HOST_PORT 1024  /* and dials this one when it is ready */
+
+/* u32 payload length, u8 type, u8 flags, u16 zero, u32 stream */
+#define WIRE_HEADER_BYTES 12
+#define WIRE_MAX_PAYLOAD 65536
+#define WIRE_MAX_ERROR_TEXT 512
+
+#define WIRE_STDIN_WINDOW 131072 /* what a command's stdin may be ahead of the command */
+#define WIRE_MAX_WINDOW 16777216 /* what the host may allow one output to be ahead of it */
+#define WIRE_MAX_COMMANDS 1000
+#define WIRE_MAX_CONNECTIONS 16
+
+enum frame_type {
+    FRAME_HELLO = 0x01,
+    FRAME_PING = 0x02,
+    FRAME_PONG = 0x03,
+    FRAME_STATUS = 0x04,
+    FRAME_SET_CLOCK = 0x05,
+    FRAME_SHUTDOWN = 0x06,
+    FRAME_ERROR = 0x07,
+    FRAME_RUN = 0x10,
+    FRAME_STARTED = 0x11,
+    FRAME_STDIN = 0x12,
+    FRAME_STDOUT = 0x13,
+    FRAME_STDERR = 0x14,
+    FRAME_WINDOW = 0x15,
+    FRAME_EXIT = 0x16,
+    FRAME_KILL = 0x17,
+    FRAME_RESIZE = 0x18,
+    FRAME_CLOSE = 0x19,
+};
+
+enum frame_flag {
+    FLAG_EOF = 0x01,       /* STDIN, STDOUT, STDERR: the last of its direction */
+    FLAG_CLOSED = 0x01,    /* WINDOW from the agent: nobody reads stdin any more */
+    FLAG_POWER_OFF = 0x01, /* SHUTDOWN: cut the power rather than reset */
+};
+
+enum field_tag {
+    FIELD_ARG = 1,
+    FIELD_ENV = 2,
+    FIELD_CWD = 3,
+    FIELD_USER = 4,
+    FIELD_TTY = 5,
+    FIELD_WINDOW = 6,
+    FIELD_RUN_FLAGS = 7,
+    FIELD_WALL_TIME = 8,
+    FIELD_BUILD = 16,
+    FIELD_KERNEL = 17,
+    FIELD_BOOT_NS = 18,
+    FIELD_STDIN_WINDOW = 19,
+    FIELD_MAX_COMMANDS = 20,
+    FIELD_UPTIME_MS = 32,
+    FIELD_MEM_TOTAL_KIB = 33,
+    FIELD_MEM_AVAILABLE_KIB = 34,
+    FIELD_COMMANDS = 35,
+    FIELD_CONNECTIONS = 36,
+    FIELD_PID = 37,
+};
+
+enum run_flag {
+    RUN_MERGE = 0x01,    /* stderr goes where stdout goes */
+    RUN_NO_STDIN = 0x02, /* stdin is /dev/null */
+    RUN_KEEP = 0x04,     /* the command outlives the connection */
+};
+
+enum channel {
+    CHANNEL_STDIN = 0,
+    CHANNEL_STDOUT = 1,
+    CHANNEL_STDERR = 2,
+};
+
+enum error_code {
+    ERROR_PROTOCOL = 1,  /* stream 0: the connection ends */
+    ERROR_BUSY = 2,      /* too many commands or connections, or the guest is going down */
+    ERROR_RESOURCES = 3, /* the guest is out of processes, memory or descriptors */
+    ERROR_NOT_FOUND = 4, /* no such program */
+    ERROR_EXEC = 5,      /* a program that can't be executed */
+    ERROR_CWD = 6,
+    ERROR_USER = 7,
+    ERROR_TTY = 8,
+};
+
+#endif
