@@ -107,6 +107,10 @@ class Activation:
     queues: tuple[ActiveQueue, ...]
     """By queue index. A queue that the transport keeps to itself, or that the driver did not set
     up, has no entry behind the last one given (vhost-user keeps vsock's event queue)."""
+    resumed: bool = False
+    """The rings go on where the last `run` left them, and the guest does not know of it: the
+    machine was paused, or its memory laid out anew. What the device holds for the guest (open
+    connections) stays. False: the driver has set the device up anew."""
 
 
 class VirtioDevice(ABC):

@@ -122,6 +122,8 @@ class QueueDriver:
             default. Several drivers on one memory share one heap.
         size: Queue size.
         features: What was negotiated.
+        doorbell: What `kick` rings.
+        irq: Where the device's interrupts come out.
     """
 
     def __init__(
@@ -131,6 +133,8 @@ class QueueDriver:
         heap: GuestHeap | None = None,
         size: int = 16,
         features: int = RING_FEATURES,
+        doorbell: FakeDoorbell | None = None,
+        irq: FakeIrqLine | None = None,
     ) -> None:
         self.memory = memory or GuestMemory.anonymous(DEFAULT_MEMORY_BYTES)
         if heap is None:
@@ -140,8 +144,8 @@ class QueueDriver:
         self.heap = heap
         self.size = size
         self.features = features
-        self.doorbell = FakeDoorbell()
-        self.irq = FakeIrqLine()
+        self.doorbell = doorbell or FakeDoorbell()
+        self.irq = irq or FakeIrqLine()
         self.layout = QueueLayout(
             size=size,
             desc=heap.take(16 * size, _PAGE)[0],
@@ -334,6 +338,11 @@ class QueueDriver:
             for block in offered.blocks:
                 self.heap.give_back(block)
         return buffers
+
+    def release(self) -> None:
+        """Let go of the rings' memory, so that its mapping can be closed."""
+        for view in (self._avail, self._used, self._used_ring):
+            view.release()
 
     def _gather(self, offered: _Offered, left: int) -> bytes:
         parts: list[bytes] = []

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
+NOTIFY_ON_EMPTY: Final = 1 << 24
+ANY_LAYOUT: Final = 1 << 27
+"""These two are legacy (6.3): a driver of version 1 gains nothing from them."""
 RING_INDIRECT_DESC: Final = 1 << 28
 """A descriptor may refer to a table of descriptors (2.7.5.3 Indirect Descriptors)."""
 RING_EVENT_IDX: Final = 1 << 29

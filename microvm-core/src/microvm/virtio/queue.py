@@ -51,7 +51,8 @@ _FLAGS: Final = 0
 _IDX: Final = 1
 _RING: Final = 2
 
-_U16: Final = 0xFFFF
+MAX_INDEX: Final = 0xFFFF
+"""Ring indexes are of 16 bits and wrap; they are not taken modulo the size (2.7.6, 2.7.8)."""
 
 
 @attrs.frozen(kw_only=True)
@@ -134,7 +135,6 @@ class VirtQueue:
         "_memory",
         "_next_avail",
         "_notify_enabled",
-        "_popped",
         "_seen_avail",
         "_unsignalled",
         "_used",
@@ -163,14 +163,14 @@ class VirtQueue:
         self._mask = size - 1
         self._event_idx = bool(features & RING_EVENT_IDX)
         self._indirect = bool(features & RING_INDIRECT_DESC)
-        self._next_avail = self._seen_avail = next_avail & _U16
+        self._next_avail = self._seen_avail = next_avail & MAX_INDEX
         self._used_idx = self._used[_IDX]
         self._notify_enabled = True
         # For each head, the writable bytes of its chain while it is in flight, else None.
         self._in_flight: list[int | None] = [None] * size
         self._in_flight_count = 0
         # A queue that goes on may owe the driver a notification: the first one is not withheld.
-        self._unsignalled = _U16 + 1 if self._next_avail or self._used_idx else 0
+        self._unsignalled = MAX_INDEX + 1 if self._next_avail or self._used_idx else 0
 
     @property
     def next_avail(self) -> int:
@@ -202,20 +202,20 @@ class VirtQueue:
         chain = walk_chain(self._memory, self._desc, head, self.size, indirect=self._indirect)
         in_flight[head] = chain.writable_len
         self._in_flight_count += 1
-        self._next_avail = (position + 1) & _U16
+        self._next_avail = (position + 1) & MAX_INDEX
         return chain
 
     def _look(self) -> bool:
         """Load the driver's index; say whether there is anything new."""
-        pending = (self._avail[_IDX] - self._next_avail) & _U16
+        pending = (self._avail[_IDX] - self._next_avail) & MAX_INDEX
         if not pending and self._notify_enabled and self._event_idx:
             # avail_event is stale by now: name the next index, and look once more after it.
             self._used[_RING + 4 * self.size] = self._next_avail
             fence()
-            pending = (self._avail[_IDX] - self._next_avail) & _U16
+            pending = (self._avail[_IDX] - self._next_avail) & MAX_INDEX
         if pending > self.size:
             raise QueueError(f"The driver's index runs {pending} ahead in a queue of {self.size}.")
-        self._seen_avail = (self._next_avail + pending) & _U16
+        self._seen_avail = (self._next_avail + pending) & MAX_INDEX
         return bool(pending)
 
     def pop_all(self) -> Iterator[DescriptorChain]:
@@ -254,7 +254,7 @@ class VirtQueue:
         position = self._used_idx
         self._used_ring[position & self._mask] = written << 32 | head
         # The index last: it makes the element the driver's (2.7.8.1).
-        self._used_idx = self._used[_IDX] = (position + 1) & _U16
+        self._used_idx = self._used[_IDX] = (position + 1) & MAX_INDEX
         self._unsignalled += 1
 
     def needs_notification(self) -> bool:
@@ -272,7 +272,7 @@ class VirtQueue:
             # used_event among the indexes used since the last call, those being taken modulo
             # 2^16 but their number not: a batch of 2^16 or more contains every index.
             used_event = self._avail[_RING + self.size]
-            return (self._used_idx - used_event - 1) & _U16 < unsignalled
+            return (self._used_idx - used_event - 1) & MAX_INDEX < unsignalled
         return not self._avail[_FLAGS] & AVAIL_F_NO_INTERRUPT
 
     def disable_notification(self) -> None:
@@ -296,3 +296,25 @@ class VirtQueue:
         # Our wish must be seen before the driver's index is read (2.7.10.2).
         fence()
         return self._avail[_IDX] != self._next_avail
+
+    def rewind(self) -> None:
+        """Put back what was popped last and not used: it is offered again when the queue goes on.
+
+        For the transport, when a run has ended. Chains popped before one that was used stay
+        lost to the driver until it resets the device; a device that uses buffers in order
+        loses none.
+        """
+        avail, in_flight, mask = self._avail, self._in_flight, self._mask
+        while self._in_flight_count:
+            position = (self._next_avail - 1) & MAX_INDEX
+            head = avail[_RING + (position & mask)]
+            if head > mask or in_flight[head] is None:
+                return
+            in_flight[head] = None
+            self._in_flight_count -= 1
+            self._next_avail = self._seen_avail = position
+
+    def release(self) -> None:
+        """Let go of the rings' memory. Whoever uses the queue afterwards gets a `ValueError`."""
+        for view in (self._desc, self._avail, self._used, self._used_ring):
+            view.release()

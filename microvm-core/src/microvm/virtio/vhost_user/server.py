@@ -1,0 +1,264 @@
+"""The vhost-user back end: any `VirtioDevice`, served to a VMM over a Unix socket.
+
+This is the shell around `Session`, which says what happens when: it receives messages and
+descriptors, maps memory, runs the device in a task of its own, and gives everything back
+however it ends.
+"""
+
+from __future__ import annotations
+
+import array
+import logging
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from microvm.abc import Activation, ActiveQueue, VirtioDevice
+from microvm.errors import BackendError, GuestError
+from microvm.virtio.features import VERSION_1
+from microvm.virtio.queue import VirtQueue
+from microvm.virtio.vhost_user.mapping import MappedMemory
+from microvm.virtio.vhost_user.message import (
+    HEADER,
+    MAX_MEMORY_REGIONS,
+    decode_header,
+    decode_payload,
+)
+from microvm.virtio.vhost_user.session import Message, Session
+from microvm.virtio.vhost_user.signals import CallLine, KickDoorbell, ReceivedFd
+
+if TYPE_CHECKING:
+    from trio.socket import SocketType
+
+    from microvm.memory import GuestMemory
+    from microvm.virtio.vhost_user.plan import RunPlan
+
+logger = logging.getLogger(__name__)
+
+
+async def serve_vhost_user(sock: socket.socket, device: VirtioDevice) -> None:
+    """Serve `device` to the front end at the other end of `sock`, a Unix stream socket.
+
+    Returns when the front end hangs up. However it ends, also when it is cancelled, by then the
+    device's `run` has ended, guest memory is unmapped, and `sock` and every descriptor that
+    came through it are closed. The device's `lifespan` is the caller's to hold open.
+
+    A driver that breaks a rule (`GuestError` out of `run`) is logged once; the device then
+    stays quiet until the driver has set it up again.
+
+    Raises:
+        BackendError: the front end broke the protocol, or its memory can't be mapped.
+    """
+    with trio.socket.from_stdlib_socket(sock) as peer:
+        backend = _Backend(peer, device)
+        try:
+            with _unwrapped():
+                async with trio.open_nursery() as nursery:
+                    await backend.converse(nursery)
+                    nursery.cancel_scope.cancel()
+        finally:
+            backend.close()
+
+
+class _Backend:
+    """One connection and what it owns: the session's descriptors, and the memory."""
+
+    def __init__(self, peer: SocketType, device: VirtioDevice) -> None:
+        self._peer = peer
+        self._device = device
+        self._session = Session(device)
+        self._memory: MappedMemory | None = None
+        self._run: _Run | None = None
+
+    async def converse(self, nursery: trio.Nursery) -> None:
+        """Serve messages until the front end hangs up."""
+        while (message := await _receive(self._peer)) is not None:
+            try:
+                reply = await self._act(message)
+            except BaseException as error:
+                for fd in message.fds:
+                    fd.close()
+                refusal = self._session.acknowledgement(message, success=False)
+                if isinstance(error, BackendError) and refusal is not None:
+                    await _send(self._peer, refusal)
+                raise
+            if reply is not None:
+                await _send(self._peer, reply)
+            plan = self._session.take_plan()
+            if plan is not None and self._memory is not None:
+                self._run = _Run(self._device, plan, self._memory.memory)
+                nursery.start_soon(self._run.drive)
+
+    async def _act(self, message: Message) -> bytes | None:
+        if self._run is not None and self._session.stops(message):
+            self._session.stopped(await self._run.stop())
+            self._run = None
+        step = self._session.receive(message)
+        if step.map_memory is not None:
+            self._unmap()
+            self._memory = MappedMemory(step.map_memory, message.fds)
+        return step.reply
+
+    def _unmap(self) -> None:
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+
+    def close(self) -> None:
+        """Give everything back; no run is under way."""
+        self._session.close()
+        self._unmap()
+
+
+class _Run:
+    """One run of the device, from its plan to the end of its task."""
+
+    def __init__(self, device: VirtioDevice, plan: RunPlan, memory: GuestMemory) -> None:
+        self._device = device
+        self._plan = plan
+        self._memory = memory
+        self._queues: list[VirtQueue] = []
+        self._scope = trio.CancelScope()
+        self._ended = trio.Event()
+        self._bases: dict[int, int] = {}
+
+    async def drive(self) -> None:
+        """Run the device until it ends or `stop` is called."""
+        try:
+            with self._scope:
+                await self._device.run(self._activation())
+        except* GuestError as group:
+            self._report(next(_leaves(group)))
+        finally:
+            for ring, queue in zip(self._plan.rings, self._queues, strict=False):
+                queue.rewind()
+                self._bases[ring.ring.index] = queue.next_avail
+                queue.release()
+            self._ended.set()
+
+    async def stop(self) -> Mapping[int, int]:
+        """End the run, wait for it, and say where its rings stand."""
+        self._scope.cancel()
+        await self._ended.wait()
+        return self._bases
+
+    def _activation(self) -> Activation:
+        plan = self._plan
+        if not plan.features & VERSION_1:
+            raise GuestError(
+                "The driver did not accept VERSION_1: it, or the transport, is the legacy one.",
+                remedy="Give QEMU `-global virtio-mmio.force-legacy=false`.",
+            )
+        for ring in plan.rings:
+            self._queues.append(
+                VirtQueue(
+                    self._memory, plan.layout(ring), features=plan.features, next_avail=ring.base
+                )
+            )
+        return Activation(
+            features=plan.features,
+            queues=tuple(
+                ActiveQueue(queue=queue, doorbell=KickDoorbell(ring.kick), irq=CallLine(ring.ring))
+                for ring, queue in zip(plan.rings, self._queues, strict=True)
+            ),
+            resumed=plan.resumed,
+        )
+
+    def _report(self, error: BaseException) -> None:
+        logger.warning(
+            "%s (virtio device %d) rests until its driver resets it: %s",
+            type(self._device).__name__,
+            self._device.device_id,
+            error,
+        )
+        for ring in self._plan.rings:
+            if ring.ring.err is not None:
+                ring.ring.err.signal()
+
+
+# --- the socket ------------------------------------------------------------------------------
+
+
+async def _receive(peer: SocketType) -> Message | None:
+    """The next message, or None if the front end hung up behind the last one."""
+    fds: list[ReceivedFd] = []
+    try:
+        head = await _receive_exactly(peer, HEADER.size, fds)
+        if not head:
+            return None
+        header = decode_header(head)
+        body = await _receive_exactly(peer, header.size, fds)
+        if len(head) < HEADER.size or len(body) < header.size:
+            raise BackendError("The vhost-user front end hung up in the middle of a message.")
+        payload = decode_payload(header.request, body)
+    except BaseException:
+        for fd in fds:
+            fd.close()
+        raise
+    return Message(
+        request=header.request, payload=payload, fds=tuple(fds), need_reply=header.need_reply
+    )
+
+
+async def _receive_exactly(peer: SocketType, size: int, fds: list[ReceivedFd]) -> bytes:
+    """`size` bytes, fewer if the front end hung up. Descriptors join `fds`."""
+    # One more than is ever legal, so that a surplus is seen and not cut off.
+    ancillary_bytes = socket.CMSG_SPACE((MAX_MEMORY_REGIONS + 1) * array.array("i").itemsize)
+    data = bytearray()
+    while len(data) < size:
+        try:
+            part, ancillary, flags, _ = await peer.recvmsg(
+                size - len(data), ancillary_bytes, socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionResetError:
+            break
+        fds.extend(_descriptors(ancillary))
+        if flags & socket.MSG_CTRUNC:
+            raise BackendError("A vhost-user message came with too many descriptors.")
+        if not part:
+            break
+        data += part
+    return bytes(data)
+
+
+def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> Iterator[ReceivedFd]:
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            numbers = array.array("i")
+            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+            yield from map(ReceivedFd, numbers)
+
+
+async def _send(peer: SocketType, data: bytes) -> None:
+    """Send a reply. A front end that has hung up is noticed at the next receive."""
+    try:
+        while data:
+            data = data[await peer.send(data) :]
+    except (BrokenPipeError, ConnectionResetError):
+        return
+
+
+# --- errors ----------------------------------------------------------------------------------
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Let an error that is alone in its exception groups out by itself."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        leaves = list(_leaves(group))
+        if len(leaves) == 1:
+            raise leaves[0] from None
+        raise
