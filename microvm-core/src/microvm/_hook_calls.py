@@ -12,10 +12,11 @@ registered last, then `trylast`), in one of two manners:
 
 from __future__ import annotations
 
+import functools
 import logging
 import reprlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from microvm._plugin_guard import WrongAnswer, call, describe, load_error
@@ -30,6 +31,9 @@ T = TypeVar("T")
 log = logging.getLogger("microvm.plugins")
 trace_log = logging.getLogger("microvm.hooks")
 
+_SHORT = reprlib.Repr()
+_SHORT.maxother = _SHORT.maxstring = 400
+
 
 class HookCalls:
     """Calls hooks on the plugins of one pluggy manager. For one thread.
@@ -42,13 +46,19 @@ class HookCalls:
         pluggy_manager: Has the hookspecs and the plugins.
         records: The record of each registered plugin by its key, read when needed. Core's own
             implementations have none: what they raise is core's bug and comes out as it is.
+        traces: Whether to log each call to `microvm.hooks`.
     """
 
     def __init__(
-        self, pluggy_manager: pluggy.PluginManager, records: Mapping[str, PluginRecord]
+        self,
+        pluggy_manager: pluggy.PluginManager,
+        records: Mapping[str, PluginRecord],
+        *,
+        traces: bool,
     ) -> None:
         self._pluggy = pluggy_manager
         self._records = records
+        self._traces = traces
 
     def strict(self, hook: str, read: Callable[[Any], T], /, **arguments: object) -> Iterator[T]:
         """Each plugin's answer that is not None; the next plugin is called when asked for.
@@ -94,52 +104,44 @@ class HookCalls:
         self, hook: str, read: Callable[[Any], T], arguments: Mapping[str, object]
     ) -> Iterator[tuple[str, Callable[[], T | None]]]:
         caller: pluggy.HookCaller = getattr(self._pluggy.hook, hook)
-        assert caller.spec is not None
-        takes_first = bool(caller.spec.opts.get("firstresult"))
-        plugins = {impl.plugin_name: impl.plugin for impl in reversed(caller.get_hookimpls())}
-        for key, plugin in plugins.items():
-            others = [other for other in plugins.values() if other is not plugin]
-            alone = self._pluggy.subset_hook_caller(hook, others)
-
-            def implementation(alone: pluggy.HookCaller = alone) -> T | None:
-                answer = alone(**arguments)
-                if not takes_first:  # a list, from which pluggy has dropped None
-                    answer = answer[0] if answer else None
-                return None if answer is None else read(answer)
-
-            yield key, implementation
+        for impl in reversed(caller.get_hookimpls()):
+            implementation = functools.partial(_answer, impl, arguments, read)
+            if self._traces:
+                yield impl.plugin_name, traced(hook, impl.plugin_name, arguments, implementation)
+            else:
+                yield impl.plugin_name, implementation
 
 
-def trace_calls(pluggy_manager: pluggy.PluginManager) -> None:
-    """Log every hook call with its arguments and what came of it, to stderr."""
+def _answer(
+    impl: pluggy.HookImpl, arguments: Mapping[str, object], read: Callable[[Any], T]
+) -> T | None:
+    answer = impl.function(*(arguments[name] for name in impl.argnames))
+    return None if answer is None else read(answer)
+
+
+def traced(
+    hook: str, key: str, arguments: Mapping[str, object], implementation: Callable[[], T]
+) -> Callable[[], T]:
+    """The same implementation, which logs each call with its arguments and what came of it."""
+    words = ", ".join(f"{name}={_SHORT.repr(value)}" for name, value in arguments.items())
+
+    def call_and_log() -> T:
+        try:
+            answer = implementation()
+        except BaseException as error:
+            trace_log.debug("%s: %s(%s) raised %s", key, hook, words, describe(error))
+            raise
+        trace_log.debug("%s: %s(%s) -> %s", key, hook, words, _SHORT.repr(answer))
+        return answer
+
+    return call_and_log
+
+
+def trace_to_stderr() -> None:
+    """Send the hook calls that are traced to stderr, whatever the program's logging shows."""
     if not trace_log.handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("microvm hook: %(message)s"))
         trace_log.addHandler(handler)
         trace_log.setLevel(logging.DEBUG)
         trace_log.propagate = False
-    short = reprlib.Repr()
-    short.maxother = short.maxstring = 400
-
-    def before(
-        hook: str, implementations: Sequence[pluggy.HookImpl], arguments: Mapping[str, Any]
-    ) -> None:
-        if implementations:
-            words = ", ".join(f"{name}={short.repr(value)}" for name, value in arguments.items())
-            plugins = ", ".join(impl.plugin_name for impl in implementations)
-            trace_log.debug("%s(%s) of %s", hook, words, plugins)
-
-    def after(
-        outcome: pluggy.Result[Any],
-        hook: str,
-        implementations: Sequence[pluggy.HookImpl],
-        arguments: Mapping[str, Any],
-    ) -> None:
-        if not implementations:
-            return
-        if outcome.exception is not None:
-            trace_log.debug("%s raised %s", hook, describe(outcome.exception))
-        else:
-            trace_log.debug("%s -> %s", hook, short.repr(outcome.get_result()))
-
-    pluggy_manager.add_hookcall_monitoring(before, after)

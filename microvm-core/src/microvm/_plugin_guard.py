@@ -40,9 +40,16 @@ def describe(error: BaseException) -> str:
 
 def load_error(record: PluginRecord, what: str) -> PluginLoadError:
     """The error for a plugin at fault: who, what, and how to go on without it."""
-    return PluginLoadError(
-        f"Plugin {record.key} of {record.origin} can't be used: {what}.", remedy=_remedy(record)
-    )
+    return PluginLoadError(f"{_who(record)}{what}.", remedy=_remedy(record))
+
+
+def reason(error: MicrovmError, record: PluginRecord) -> str:
+    """What is wrong alone, for a list that has the rest in columns."""
+    return error.message.removeprefix(_who(record))
+
+
+def _who(record: PluginRecord) -> str:
+    return f"Plugin {record.key} of {record.origin} can't be used: "
 
 
 def _remedy(record: PluginRecord) -> str:

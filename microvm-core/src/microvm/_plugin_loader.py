@@ -25,6 +25,7 @@ import pluggy
 
 from microvm import _core_hooks, hookspecs
 from microvm._discovery import PluginGroup, PluginRecord
+from microvm._hook_calls import traced
 from microvm._plugin_guard import Factory, describe, guarded, load_error
 from microvm.errors import PluginLoadError
 from microvm.plugins import PROJECT, BackendFactory, DeviceFactory, ProvisionerFactory
@@ -73,10 +74,17 @@ class PluginLoader:
 
     Args:
         resolve: Turns a record into its plugin: a module, or any object with hook functions.
+        traces: Whether to log each registration.
     """
 
-    def __init__(self, resolve: Callable[[PluginRecord], object] = import_entry_point) -> None:
+    def __init__(
+        self,
+        resolve: Callable[[PluginRecord], object] = import_entry_point,
+        *,
+        traces: bool = False,
+    ) -> None:
         self._resolve = resolve
+        self._traces = traces
         self._collected: list[object] = []
         self.pluggy = pluggy.PluginManager(PROJECT)
         self.pluggy.add_hookspecs(hookspecs)
@@ -120,7 +128,7 @@ class PluginLoader:
             )
         hooks = sorted(self._marked_hooks(record, plugin))
         try:
-            self.pluggy.register(plugin, name=record.key)
+            self._register_with_pluggy(record, plugin)
             self.pluggy.check_pending()
             registrations = [hook for hook in hooks if hook in _REGISTRATION.values()]
             return LoadedPlugin(
@@ -133,6 +141,13 @@ class PluginLoader:
             if self.pluggy.has_plugin(record.key):
                 self.pluggy.unregister(name=record.key)
             raise
+
+    def _register_with_pluggy(self, record: PluginRecord, plugin: object) -> None:
+        def register() -> object:
+            self.pluggy.register(plugin, name=record.key)
+            return list(self._collected)
+
+        (traced("register", record.key, {}, register) if self._traces else register)()
 
     def _marked_hooks(self, record: PluginRecord, plugin: object) -> Iterator[str]:
         """The hook of each implementation, each looked at before pluggy calls any of them."""

@@ -29,8 +29,8 @@ from microvm._discovery import (
     discover,
     installed_distributions,
 )
-from microvm._hook_calls import HookCalls, trace_calls
-from microvm._plugin_guard import Factory, WrongAnswer
+from microvm._hook_calls import HookCalls, trace_to_stderr
+from microvm._plugin_guard import Factory, WrongAnswer, reason
 from microvm._plugin_loader import LoadedPlugin, PluginLoader, import_entry_point
 from microvm.config import ConfigProblem
 from microvm.errors import PluginConflict, PluginError, PluginLoadError
@@ -99,10 +99,11 @@ class PluginManager:
     ) -> None:
         self._switches = switches if switches is not None else Switches()
         self._records: dict[str, PluginRecord] = {}
-        self._loader = PluginLoader(resolve)
-        self._hooks = HookCalls(self._loader.pluggy, self._records)
-        if self._switches.trace_hooks:
-            trace_calls(self._loader.pluggy)
+        traces = self._switches.trace_hooks
+        if traces:
+            trace_to_stderr()
+        self._loader = PluginLoader(resolve, traces=traces)
+        self._hooks = HookCalls(self._loader.pluggy, self._records, traces=traces)
         self._found = found
         self._disabled = tuple(r for r in found.records if self._switches.disables(r))
         self._by_key: dict[str, list[PluginRecord]] = {}
@@ -182,14 +183,13 @@ class PluginManager:
         try:
             plugin = self._load(record.key, record.group, record.name)
         except PluginConflict as error:
-            state, detail = PluginState.CONFLICT, error.message
+            return PluginStatus(record=record, state=PluginState.CONFLICT, detail=error.message)
         except PluginError as error:
-            state, detail = PluginState.BROKEN, error.message
-        else:
-            return PluginStatus(
-                record=record, state=PluginState.OK, detail=plugin.summary, hooks=plugin.hooks
-            )
-        return PluginStatus(record=record, state=state, detail=detail)
+            detail = reason(error, record)
+            return PluginStatus(record=record, state=PluginState.BROKEN, detail=detail)
+        return PluginStatus(
+            record=record, state=PluginState.OK, detail=plugin.summary, hooks=plugin.hooks
+        )
 
     def _load_or_warn(self, key: str) -> LoadedPlugin | None:
         known = key in self._faults

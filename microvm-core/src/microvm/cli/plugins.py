@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,14 +35,16 @@ def run(args: argparse.Namespace) -> int:
     from microvm._discovery import Switches
     from microvm.plugins import installed_plugins
 
-    statuses = installed_plugins().examine()
-    if args.json:
-        json.dump({"plugins": [as_json(status) for status in statuses]}, sys.stdout, indent=2)
-        print()
-    else:
-        for line in table(statuses):
-            print(line)
     strict = args.strict or Switches.from_environment(os.environ).strict
+    return show(installed_plugins().examine(), as_objects=args.json, strict=strict)
+
+
+def show(statuses: Sequence[PluginStatus], *, as_objects: bool, strict: bool) -> int:
+    """Print these plugins, and return the exit code."""
+    if as_objects:
+        print(json.dumps({"plugins": [as_json(status) for status in statuses]}, indent=2))
+    else:
+        print("\n".join(table(statuses)))
     at_fault = any(status.state in ("broken", "conflict") for status in statuses)
     return 1 if strict and at_fault else 0
 

@@ -3,38 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from microvm._discovery import Discovery, PluginGroup, PluginRecord, Switches
 from microvm._plugin_manager import PluginManager
-from microvm.plugins import BackendFactory, DeviceFactory, hookimpl
+from microvm.plugins import BackendFactory, DeviceFactory, ProvisionerFactory, hookimpl
 
 if TYPE_CHECKING:
     from microvm._plugin_guard import Factory
 
 
-class FactoryPlugin:
+class _BackendPlugin:
     """The plugin that a module with one registration hook would be."""
 
-    def __init__(self, factory: Factory) -> None:
+    def __init__(self, factory: BackendFactory) -> None:
         self._factory = factory
 
-
-class _BackendPlugin(FactoryPlugin):
     @hookimpl
-    def microvm_register_backend(self) -> Any:
+    def microvm_register_backend(self) -> BackendFactory:
         return self._factory
 
 
-class _DevicePlugin(FactoryPlugin):
+class _DevicePlugin:
+    def __init__(self, factory: DeviceFactory) -> None:
+        self._factory = factory
+
     @hookimpl
-    def microvm_register_device(self) -> Any:
+    def microvm_register_device(self) -> DeviceFactory:
         return self._factory
 
 
-class _ProvisionerPlugin(FactoryPlugin):
+class _ProvisionerPlugin:
+    def __init__(self, factory: ProvisionerFactory) -> None:
+        self._factory = factory
+
     @hookimpl
-    def microvm_register_provisioner(self) -> Any:
+    def microvm_register_provisioner(self) -> ProvisionerFactory:
         return self._factory
 
 
@@ -52,17 +56,18 @@ def plugin_manager(
         switches: The environment's say; the default is none.
 
     Example:
-        manager = plugin_manager(my_device_factory, plugins={"device/hooks": my_module})
+        manager = plugin_manager(my_backend_factory, plugins={"device/dice": microvm_dice.plugin})
         async with Machine(config, plugins=manager) as machine: ...
     """
     given: dict[str, object] = dict(plugins or {})
     for factory in factories:
-        if isinstance(factory, BackendFactory):
-            given[f"backend/{factory.name}"] = _BackendPlugin(factory)
-        elif isinstance(factory, DeviceFactory):
-            given[f"device/{factory.name}"] = _DevicePlugin(factory)
-        else:
-            given[f"provisioner/{factory.name}"] = _ProvisionerPlugin(factory)
+        match factory:
+            case BackendFactory():
+                given[f"{PluginGroup.BACKEND}/{factory.name}"] = _BackendPlugin(factory)
+            case DeviceFactory():
+                given[f"{PluginGroup.DEVICE}/{factory.name}"] = _DevicePlugin(factory)
+            case ProvisionerFactory():
+                given[f"{PluginGroup.PROVISIONER}/{factory.name}"] = _ProvisionerPlugin(factory)
 
     def resolve(record: PluginRecord) -> object:
         plugin = given[record.key]

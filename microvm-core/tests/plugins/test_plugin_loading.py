@@ -1,0 +1,471 @@
+"""Loading: what a plugin must keep, and what its user is told when it does not."""
+
+import asyncio
+import logging
+import sys
+import types
+
+import pytest
+
+from microvm._discovery import Discovery, PluginGroup, PluginRecord, Switches
+from microvm._plugin_manager import PluginManager
+from microvm.abc import Capability, ProbeReport
+from microvm.errors import (
+    ConfigError,
+    PluginConflict,
+    PluginError,
+    PluginLoadError,
+    PluginMissing,
+)
+from microvm.plugins import (
+    BackendFactory,
+    DeviceFactory,
+    PluginState,
+    ProvisionerFactory,
+    hookimpl,
+)
+from microvm.testing.plugins import plugin_manager
+
+STRICT = Switches(strict=True)
+
+
+def device(name="dice", create=lambda options: None, **fields):
+    return DeviceFactory(name=name, summary="A device", virtio_id=4, create=create, **fields)
+
+
+def backend(name="paper", probe=None, **fields):
+    return BackendFactory(
+        name=name,
+        summary="A backend",
+        capabilities=frozenset({Capability.PAUSE}),
+        probe=probe or (lambda options: ProbeReport(backend=name, usable=True, reason="It is.")),
+        create=fields.pop("create", lambda options: None),
+        **fields,
+    )
+
+
+class Registers:
+    """A device plugin whose registration hook returns, or raises, what it is given."""
+
+    def __init__(self, outcome):
+        self.outcome = outcome
+
+    @hookimpl
+    def microvm_register_device(self):
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        return self.outcome
+
+
+def load_error(plugin, key="device/dice"):
+    """The error of loading this plugin, and that it left no trace."""
+    manager = plugin_manager(plugins={key: plugin})
+    group, _, name = key.partition("/")
+    with pytest.raises(PluginLoadError) as caught:
+        manager.load(PluginGroup(group), name)
+    assert manager._loader.pluggy.get_plugin(key) is None
+    names = {
+        impl.plugin_name
+        for caller in vars(manager._loader.pluggy.hook).values()
+        for impl in caller.get_hookimpls()
+    }
+    assert names == {"core"}
+    return caught.value
+
+
+# --- good plugins ------------------------------------------------------------------------------
+
+
+def test_a_component_is_loaded_once_and_on_first_use():
+    calls = []
+
+    class Plugin(Registers):
+        @hookimpl
+        def microvm_register_device(self):
+            calls.append(1)
+            return super().microvm_register_device()
+
+    manager = plugin_manager(plugins={"device/dice": Plugin(device())})
+    assert manager.discover()[0].key == "device/dice"
+    assert calls == []
+    assert manager.load_device("dice").name == "dice"
+    assert manager.load_device("dice").summary == "A device"
+    assert calls == [1]
+
+
+def test_each_group_has_its_own_names():
+    provisioner = ProvisionerFactory(name="same", summary="A provisioner", create=lambda: None)
+    manager = plugin_manager(backend("same"), device("same"), provisioner)
+    assert isinstance(manager.load_backend("same"), BackendFactory)
+    assert isinstance(manager.load_device("same"), DeviceFactory)
+    assert isinstance(manager.load_provisioner("same"), ProvisionerFactory)
+
+
+def test_backends_come_by_preference_then_name():
+    manager = plugin_manager(backend("b"), backend("z", preference=10), backend("a"))
+    assert [factory.name for factory in manager.load_backends()] == ["z", "a", "b"]
+
+
+def test_an_entry_point_may_refer_to_a_module_or_to_an_object_in_it(monkeypatch):
+    module = types.ModuleType("given_plugin_module")
+    module.microvm_register_device = hookimpl(lambda: device())
+    module.inner = Registers(device("inner"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    records = (
+        PluginRecord(group=PluginGroup.DEVICE, name="dice", value=module.__name__),
+        PluginRecord(group=PluginGroup.DEVICE, name="inner", value=f"{module.__name__}:inner"),
+    )
+    manager = PluginManager(Discovery(records=records))
+    assert manager.load_device("dice").name == "dice"
+    assert manager.load_device("inner").name == "inner"
+
+
+def test_a_plugin_without_a_registration_hook_brings_hooks_only():
+    class Policy:
+        @hookimpl
+        def microvm_check_config(self, config):
+            return []
+
+    manager = plugin_manager(plugins={"provisioner/policy": Policy()})
+    (status,) = manager.examine()
+    assert (status.state, status.detail) == (PluginState.OK, "Hooks only.")
+    assert status.hooks == ("microvm_check_config",)
+    with pytest.raises(PluginError, match="brings hooks only"):
+        manager.load_provisioner("policy")
+
+
+def test_a_hook_of_a_later_version_may_be_marked_optional():
+    class Ahead(Registers):
+        @hookimpl(optionalhook=True)
+        def microvm_not_yet(self, anything):
+            raise AssertionError("never called")
+
+    manager = plugin_manager(plugins={"device/dice": Ahead(device())})
+    assert manager.load_device("dice").name == "dice"
+    assert manager.examine()[0].hooks == ()
+
+
+# --- bad plugins -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [RuntimeError("no luck"), SystemExit(3), asyncio.CancelledError(), GeneratorExit()],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("where", ["import", "registration"])
+def test_whatever_a_plugin_raises_is_a_load_error_with_its_cause(raised, where):
+    error = load_error(raised if where == "import" else Registers(raised))
+    assert type(raised).__name__ in error.message
+    assert error.__cause__ is raised
+
+
+@pytest.mark.parametrize("where", ["import", "registration"])
+def test_ctrl_c_passes_through_a_plugin(where):
+    plugin = KeyboardInterrupt() if where == "import" else Registers(KeyboardInterrupt())
+    manager = plugin_manager(plugins={"device/dice": plugin})
+    with pytest.raises(KeyboardInterrupt):
+        manager.load_device("dice")
+
+
+def test_a_load_error_names_distribution_version_cause_and_way_out():
+    record = PluginRecord(
+        group=PluginGroup.DEVICE, name="d", value="no_such_module_at_all", dist="x-d", version="7"
+    )
+    with pytest.raises(PluginLoadError) as caught:
+        PluginManager(Discovery(records=(record,))).load_device("d")
+    assert str(caught.value) == (
+        "Plugin device/d of x-d 7 can't be used: importing no_such_module_at_all raised "
+        "ModuleNotFoundError: No module named 'no_such_module_at_all'.\n"
+        "Update or uninstall x-d, or go without it: MICROVM_DISABLE_PLUGINS=device/d"
+    )
+
+
+def test_an_endless_or_unprintable_message_of_a_plugin_does_not_become_ours():
+    class Unprintable(Exception):
+        def __str__(self):
+            raise ValueError
+
+    assert "Unprintable: (its message can't be read)" in load_error(Unprintable()).message
+    error = load_error(RuntimeError("spam\n" * 10_000))
+    assert len(error.message) < 500
+    assert "\n" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("outcome", "told"),
+    [
+        (None, "returned nothing"),
+        ("dice", "returned str, not DeviceFactory"),
+        (backend("dice"), "returned BackendFactory, not DeviceFactory"),
+        (device("other"), "a record named 'other', and the entry point is 'dice'"),
+    ],
+    ids=["nothing", "str", "other-type", "other-name"],
+)
+def test_a_registration_returns_one_record_of_its_type_and_name(outcome, told):
+    assert told in load_error(Registers(outcome)).message
+
+
+def test_a_plugin_registers_the_kind_of_its_group_and_no_other():
+    class Both(Registers):
+        @hookimpl
+        def microvm_register_backend(self):
+            return backend("dice")
+
+    assert (
+        "microvm.devices takes microvm_register_device alone" in load_error(Both(device())).message
+    )
+    error = load_error(Registers(device()), key="backend/dice")
+    assert "microvm.backends takes microvm_register_backend alone" in error.message
+
+
+def _with(name, function):
+    plugin = Registers(device())
+    setattr(plugin, name, function)
+    return plugin
+
+
+async def _async():
+    raise AssertionError("never called")
+
+
+def _wrapper():
+    return (yield)
+
+
+@pytest.mark.parametrize(
+    ("plugin", "told"),
+    [
+        (object(), "marks no function with @hookimpl"),
+        (_with("microvm_check_config", lambda: None), "microvm_check_config is not marked"),
+        (
+            _with("microvm_chek_config", hookimpl(lambda: None)),
+            "there is no hook microvm_chek_config; did you mean microvm_check_config?",
+        ),
+        (_with("microvm_check_config", hookimpl(lambda confg: None)), "confg"),
+        (_with("microvm_guest_ready", hookimpl(_async)), "is async, and hooks are synchronous"),
+        (
+            _with("microvm_select_backend", hookimpl(wrapper=True)(_wrapper)),
+            "is a hook wrapper, and hooks are called one by one",
+        ),
+    ],
+    ids=["no-hook", "unmarked", "unknown-hook", "misspelt-argument", "async", "wrapper"],
+)
+def test_a_plugin_with_a_mistake_in_its_hooks_is_refused_whole(plugin, told):
+    assert told in load_error(plugin).message
+
+
+def test_a_record_that_is_not_valid_is_refused_by_its_own_class():
+    class Plugin:
+        @hookimpl
+        def microvm_register_device(self):
+            return DeviceFactory(name="dice", summary="", virtio_id=4, create="not callable")
+
+    assert "registering it raised ValueError" in load_error(Plugin()).message
+
+
+def test_one_module_under_two_names_is_refused_for_the_second():
+    plugin = Registers(device("a"))
+    manager = plugin_manager(plugins={"device/a": plugin, "device/b": plugin})
+    assert manager.load_device("a").name == "a"
+    with pytest.raises(PluginLoadError, match="is registered as device/a already"):
+        manager.load_device("b")
+    assert manager.load_device("a").name == "a"
+
+
+def test_a_failed_plugin_fails_the_same_way_again_and_is_not_run_again():
+    runs = []
+
+    class Plugin(Registers):
+        @hookimpl
+        def microvm_register_device(self):
+            runs.append(1)
+            raise RuntimeError("no luck")
+
+    manager = plugin_manager(plugins={"device/dice": Plugin(None)})
+    messages = set()
+    for _ in range(3):
+        with pytest.raises(PluginLoadError) as caught:
+            manager.load_device("dice")
+        messages.add(str(caught.value))
+        assert isinstance(caught.value.__cause__, RuntimeError)
+    assert len(messages) == 1
+    assert runs == [1]
+
+
+# --- missing, twice, switched off --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "dist"),
+    [
+        (PluginGroup.BACKEND, "qemu", "microvm-qemu"),
+        (PluginGroup.DEVICE, "vsock", "microvm-devices"),
+        (PluginGroup.PROVISIONER, "agent", "microvm-guest"),
+    ],
+)
+def test_a_missing_component_of_ours_names_the_pip_install_that_brings_it(group, name, dist):
+    with pytest.raises(PluginMissing) as caught:
+        plugin_manager().load(group, name)
+    assert name in caught.value.message
+    assert caught.value.remedy == f"pip install {dist}"
+
+
+def test_a_missing_strangers_component_is_told_near_names_and_what_there_is():
+    manager = plugin_manager(device("dice"), device("rng"), backend("disc"))
+    with pytest.raises(PluginMissing) as caught:
+        manager.load_device("dise")
+    assert str(caught.value) == (
+        "No device 'dise' is installed.\nDid you mean 'dice'? Installed: dice, rng."
+    )
+    with pytest.raises(PluginMissing, match="'disc' is the name of a backend"):
+        manager.load_device("disc")
+
+
+def _twice(*dists):
+    records = tuple(
+        PluginRecord(group=PluginGroup.DEVICE, name="dice", value="v", dist=dist, version="1")
+        for dist in dists
+    )
+    other = PluginRecord(group=PluginGroup.DEVICE, name="rng", value="v", dist="r", version="1")
+    return Discovery(records=(*records, other))
+
+
+def _resolve(record):
+    return Registers(device(record.name))
+
+
+def test_two_distributions_with_one_name_are_an_error_when_that_name_is_used():
+    manager = PluginManager(_twice("a", "b"), resolve=_resolve)
+    assert manager.load_device("rng").name == "rng"
+    with pytest.raises(PluginConflict) as caught:
+        manager.load_device("dice")
+    assert "by a 1 and by b 1" in caught.value.message
+    assert "MICROVM_DISABLE_PLUGINS=b" in str(caught.value)
+
+
+def test_a_conflict_ends_when_one_of_the_two_is_switched_off():
+    switches = Switches(disabled=frozenset({"b"}))
+    manager = PluginManager(_twice("a", "b"), switches=switches, resolve=_resolve)
+    assert manager.load_device("dice").name == "dice"
+
+
+def test_what_is_switched_off_is_not_imported_and_said_so_when_asked_for(caplog):
+    switches = Switches(disabled=frozenset({"device/dice", "nonesuch"}))
+    manager = plugin_manager(plugins={"device/dice": AssertionError("imported")}, switches=switches)
+    with pytest.raises(PluginMissing, match="switched off by MICROVM_DISABLE_PLUGINS"):
+        manager.load_device("dice")
+    assert manager.load_all(PluginGroup.DEVICE) == ()
+    off, unmatched = [record.message for record in caplog.records]
+    assert "switches off device/dice" in off
+    assert "'nonesuch'" in unmatched
+
+
+# --- all of a group ----------------------------------------------------------------------------
+
+
+def _mixed(switches=None):
+    return plugin_manager(
+        device("good"),
+        plugins={"device/bad": RuntimeError("no luck"), "device/worse": SystemExit()},
+        switches=switches,
+    )
+
+
+def test_a_broken_plugin_costs_one_warning_and_the_others_are_loaded(caplog):
+    manager = _mixed()
+    for _ in range(3):
+        assert [factory.name for factory in manager.load_all(PluginGroup.DEVICE)] == ["good"]
+        manager.activate()
+    warnings = [r for r in caplog.records if r.levelno >= logging.WARNING]
+    assert sorted("device/bad" in r.message for r in warnings) == [False, True]
+    assert all(r.name == "microvm.plugins" for r in warnings)
+    assert all(
+        "MICROVM_DISABLE_PLUGINS=" in r.message or "given in code" in r.message for r in warnings
+    )
+
+
+def test_a_conflict_costs_one_warning_when_nobody_asked_for_the_name(caplog):
+    manager = PluginManager(_twice("a", "b"), resolve=_resolve)
+    assert [factory.name for factory in manager.load_all(PluginGroup.DEVICE)] == ["rng"]
+    manager.activate()
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("call", ["load_all", "activate"])
+def test_under_strict_a_broken_plugin_raises_every_time(call):
+    manager = _mixed(STRICT)
+    for _ in range(2):
+        with pytest.raises(PluginLoadError, match="no luck"):
+            manager.activate() if call == "activate" else manager.load_all(PluginGroup.DEVICE)
+
+
+def test_under_strict_unreadable_metadata_raises():
+    found = Discovery(problems=("Plugins declared in x can't be read.",))
+    PluginManager(found)
+    with pytest.raises(PluginLoadError, match="declared in x"):
+        PluginManager(found, switches=STRICT)
+
+
+def test_examining_tells_of_every_plugin_and_logs_nothing(caplog):
+    found = _twice("a", "b")
+    off = PluginRecord(group=PluginGroup.DEVICE, name="off", value="v", dist="o", version="1")
+    bad = PluginRecord(group=PluginGroup.DEVICE, name="bad", value="nope", dist="n", version="1")
+
+    def resolve(record):
+        if record.name == "bad":
+            raise RuntimeError("no luck")
+        return _resolve(record)
+
+    manager = PluginManager(
+        Discovery(records=(*found.records, off, bad)),
+        switches=Switches(strict=True, disabled=frozenset({"off"})),
+        resolve=resolve,
+    )
+    caplog.clear()
+    told = {(s.record.name, s.state.value) for s in manager.examine()}
+    assert told == {("dice", "conflict"), ("rng", "ok"), ("off", "disabled"), ("bad", "broken")}
+    (broken,) = [s for s in manager.examine() if s.state is PluginState.BROKEN]
+    assert broken.detail == "importing nope raised RuntimeError: no luck."
+    assert caplog.records == []
+
+
+# --- the callables of a factory ----------------------------------------------------------------
+
+
+def test_a_create_that_raises_is_the_plugins_error_and_a_typed_error_stays_itself():
+    def broken(options):
+        raise SystemExit(1)
+
+    def refuses(options):
+        raise ConfigError("No such option.")
+
+    manager = plugin_manager(device("broken", broken), device("refuses", refuses))
+    with pytest.raises(PluginLoadError, match=r"device/broken .* its create raised SystemExit"):
+        manager.load_device("broken").create({})
+    with pytest.raises(ConfigError):
+        manager.load_device("refuses").create({})
+
+
+def test_a_probe_that_breaks_its_contract_makes_its_backend_unusable_and_no_more():
+    def raises(options):
+        raise SystemExit("no")
+
+    manager = plugin_manager(
+        backend("raises", raises),
+        backend("nothing", lambda options: None),
+        backend("other", lambda options: ProbeReport(backend="x", usable=True, reason="r")),
+        backend("good"),
+    )
+    reports = {f.name: f.probe({}) for f in manager.load_backends()}
+    assert {name for name, report in reports.items() if report.usable} == {"good"}
+    assert reports["raises"].reason == "Its probe raised SystemExit: no."
+    assert "NoneType" in reports["nothing"].reason
+    assert "'x'" in reports["other"].reason
+
+
+def test_capabilities_and_ids_may_be_given_as_any_collection():
+    factory = backend(virtio_ids=[4, 19])
+    assert factory.virtio_ids == frozenset({4, 19})
+    with pytest.raises(ValueError):
+        device("")
