@@ -1,0 +1,20 @@
+"""The agent protocol, host side, without IO: docs/reference/agent-protocol.md is its page."""
+
+from microvm_guest.protocol.commands import RunRequest
+from microvm_guest.protocol.connection import AgentConnection, LocalProtocolError
+from microvm_guest.protocol.events import NEED_DATA, Event
+from microvm_guest.protocol.fields import RunFlag
+from microvm_guest.protocol.frames import GUEST_PORT, HOST_PORT, Channel, ErrorCode
+
+__all__ = [
+    "GUEST_PORT",
+    "HOST_PORT",
+    "NEED_DATA",
+    "AgentConnection",
+    "Channel",
+    "ErrorCode",
+    "Event",
+    "LocalProtocolError",
+    "RunFlag",
+    "RunRequest",
+]
