@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from microvm_guest.image.images import GuestImage, default_image
     from microvm_guest.image.layout import CacheLayout, cache_layout
+    from microvm_guest.image.listing import ListedImage, list_images
     from microvm_guest.image.progress import Bar, Lines, Progress, Silent, progress_for
 
 _HOMES = {
@@ -38,6 +39,7 @@ _HOMES = {
     "ImageSpec": "build",
     "KernelConfigError": "errors",
     "Lines": "progress",
+    "ListedImage": "listing",
     "Progress": "progress",
     "RequirementsMissing": "errors",
     "Silent": "progress",
@@ -45,6 +47,7 @@ _HOMES = {
     "build_image": "build",
     "cache_layout": "layout",
     "default_image": "images",
+    "list_images": "listing",
     "progress_for": "progress",
     "prune": "build",
 }
@@ -60,6 +63,7 @@ __all__ = [
     "ImageSpec",
     "KernelConfigError",
     "Lines",
+    "ListedImage",
     "Progress",
     "RequirementsMissing",
     "Silent",
@@ -67,6 +71,7 @@ __all__ = [
     "build_image",
     "cache_layout",
     "default_image",
+    "list_images",
     "progress_for",
     "prune",
 ]

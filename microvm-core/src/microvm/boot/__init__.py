@@ -1,0 +1,1 @@
+"""Kernels and what surrounds them: recognising boot files, placing them in memory."""
