@@ -37,8 +37,9 @@ def test_the_errors_can_be_had_without_anything_heavy():
     assert heavy(imported_by("from microvm import MicrovmError, PluginError")) == set()
 
 
-def test_parsing_a_command_line_imports_nothing_heavy():
-    assert heavy(imported_by("from microvm.cli import build_parser; build_parser()")) == set()
+def test_parsing_a_command_line_imports_nothing_that_only_a_machine_needs():
+    modules = imported_by("from microvm.cli import build_parser; build_parser()")
+    assert heavy(modules) - {"attr", "attrs"} == set()
 
 
 def test_writing_a_plugin_takes_neither_trio_nor_importlib_metadata():

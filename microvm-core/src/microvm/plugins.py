@@ -10,7 +10,7 @@ are fetched on first use, so that a plugin module does not pay for them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,14 @@ _TEXT = validators.and_(validators.instance_of(str), validators.min_len(1))
 _CALLABLE: Any = validators.is_callable()
 
 
+def _capabilities(given: Iterable[Capability]) -> frozenset[Capability]:
+    return frozenset(given)
+
+
+def _virtio_ids(given: Iterable[int] | None) -> frozenset[int] | None:
+    return None if given is None else frozenset(given)
+
+
 @attrs.frozen(kw_only=True)
 class BackendFactory:
     """A backend on offer."""
@@ -65,16 +73,14 @@ class BackendFactory:
     """The same as the entry point's."""
     summary: str = attrs.field(validator=_TEXT)
     """One line, for lists."""
-    capabilities: frozenset[Capability] = attrs.field(converter=frozenset)
+    capabilities: frozenset[Capability] = attrs.field(converter=_capabilities)
     probe: Callable[[Mapping[str, Any]], ProbeReport] = attrs.field(validator=_CALLABLE)
     """Gets `MachineConfig.backend_options`; quick, polite, and never raises."""
     create: Callable[[Mapping[str, Any]], HostedPlatform] = attrs.field(validator=_CALLABLE)
     """Gets the same options, once the probe has said usable."""
     preference: int = attrs.field(default=50, validator=validators.instance_of(int))
     """Among usable backends the lowest wins: hypervisors 10, software emulation 50."""
-    virtio_ids: frozenset[int] | None = attrs.field(
-        default=None, converter=attrs.converters.optional(frozenset)
-    )
+    virtio_ids: frozenset[int] | None = attrs.field(default=None, converter=_virtio_ids)
     """Virtio device ids it can attach; None for any."""
 
 

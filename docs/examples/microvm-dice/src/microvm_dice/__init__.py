@@ -1,0 +1,1 @@
+"""An example device for microvm: a virtio entropy device with a seed."""

@@ -1,0 +1,230 @@
+"""The install matrix: sets of distributions, and what each must be able to do and to say.
+
+The noxfile builds wheels of `DISTRIBUTIONS` and `EXAMPLES` once, and for each set installs its
+requirements into a fresh environment, from those wheels alone, and runs there
+`python tools/matrix.py SET`. Needs nothing but what the set brings: no pytest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from pathlib import Path
+
+DISTRIBUTIONS = ("microvm-core", "microvm-devices", "microvm-guest", "microvm-qemu")
+EXAMPLES = ("microvm-dice", "microvm-paper", "microvm-broken")
+"""Folders of docs/examples."""
+
+PROVIDES = {
+    "microvm-core": (),
+    "microvm-devices": ("device/vsock",),
+    "microvm-guest": ("provisioner/agent",),
+    "microvm-qemu": ("backend/qemu",),
+    "microvm-dice": ("device/dice",),
+    "microvm-paper": ("backend/paper",),
+    "microvm-broken": ("device/broken",),
+}
+INSTALLS = {key: dist for dist in DISTRIBUTIONS for key in PROVIDES[dist]}
+"""What `pip install` must be named when the component is missing."""
+EXIT_OWN_FAILURE = 125
+
+
+@dataclass(frozen=True)
+class InstalledSet:
+    """What is asked of pip, and the distributions of ours that must be there after."""
+
+    requirements: tuple[str, ...]
+    distributions: tuple[str, ...]
+
+    @property
+    def components(self) -> set[str]:
+        return {key for dist in self.distributions for key in PROVIDES[dist]}
+
+
+SETS = {
+    "core": InstalledSet(("microvm-core",), ("microvm-core",)),
+    "core+devices": InstalledSet(("microvm-devices",), ("microvm-core", "microvm-devices")),
+    "core+guest": InstalledSet(("microvm-guest",), ("microvm-core", "microvm-guest")),
+    "core+qemu": InstalledSet(("microvm-qemu",), ("microvm-core", "microvm-qemu")),
+    "all": InstalledSet(("microvm-core[all]",), DISTRIBUTIONS),
+    "all+example": InstalledSet(
+        ("microvm-core[all]", "microvm-dice", "microvm-paper"),
+        (*DISTRIBUTIONS, "microvm-dice", "microvm-paper"),
+    ),
+    "all+broken": InstalledSet(
+        ("microvm-core[all]", "microvm-broken"), (*DISTRIBUTIONS, "microvm-broken")
+    ),
+}
+"""The sets that consist of one distribution and core ask for that one alone: it brings core."""
+
+
+# --- the checks, each run in the environment of a set --------------------------------------------
+
+
+def check_exactly_these_distributions_are_there_and_import(wanted: InstalledSet) -> None:
+    there = {
+        name for dist in metadata.distributions() if (name := dist.metadata["Name"]) in PROVIDES
+    }
+    assert there == set(wanted.distributions), there
+    for name in wanted.distributions:
+        import_module("microvm" if name == "microvm-core" else name.replace("-", "_"))
+
+
+def check_each_component_is_found_and_loads_but_the_broken_one(wanted: InstalledSet) -> None:
+    listed = json.loads(microvm("plugins", "--json").stdout)["plugins"]
+    states = {f"{entry['group']}/{entry['name']}": entry["state"] for entry in listed}
+    assert states == {
+        key: "broken" if key == "device/broken" else "ok" for key in wanted.components
+    }, states
+    broken = "broken" in states.values()
+    assert microvm("plugins", "--strict").returncode == (1 if broken else 0)
+    assert microvm("plugins", MICROVM_STRICT_PLUGINS="1").returncode == (1 if broken else 0)
+    for entry in listed:
+        assert entry["version"] == metadata.version(entry["distribution"])
+
+
+def check_what_is_missing_is_named_with_the_pip_install_that_brings_it(
+    wanted: InstalledSet,
+) -> None:
+    from microvm.errors import PluginMissing
+    from microvm.plugins import PluginGroup, installed_plugins
+
+    for key, dist in INSTALLS.items():
+        group, _, name = key.partition("/")
+        try:
+            installed_plugins().load(PluginGroup(group), name)
+        except PluginMissing as error:
+            assert key not in wanted.components, key
+            assert f"pip install {dist}" in str(error), error
+            assert name in error.message
+        else:
+            assert key in wanted.components, f"{key} was loaded from nowhere"
+
+
+def check_a_first_run_says_what_to_do_next(wanted: InstalledSet) -> None:
+    """There is no image in an empty cache, so no set gets as far as a guest."""
+    done = microvm("run", "--", "true")
+    assert done.returncode == EXIT_OWN_FAILURE, done
+    assert done.stdout == "", done
+    assert "Traceback" not in done.stderr, done.stderr
+    if "backend/qemu" not in wanted.components:
+        assert "pip install 'microvm-core[host]'" in done.stderr, done.stderr
+        return
+    if not qemu_is_usable():
+        assert "qemu" in done.stderr, done.stderr
+        return
+    for key, dist in INSTALLS.items():
+        assert (f"pip install {dist}" in done.stderr) == (key not in wanted.components), done.stderr
+    if wanted.components >= set(INSTALLS):
+        assert "microvm image build" in done.stderr, done.stderr
+
+
+def check_the_broken_plugin_costs_one_warning_and_nothing_else(wanted: InstalledSet) -> None:
+    plain = microvm("run", "--", "true")
+    lines = plain.stderr.splitlines()
+    if "device/broken" not in wanted.components:
+        assert not [line for line in lines if "can't be used" in line], plain.stderr
+        return
+    warnings = [line for line in lines if "microvm-broken" in line]
+    assert len(warnings) == 1, plain.stderr
+    for part in (
+        "device/broken of microvm-broken 1.0.0",
+        "RuntimeError: broken on purpose",
+        "MICROVM_DISABLE_PLUGINS=device/broken",
+    ):
+        assert part in warnings[0], warnings[0]
+    without = microvm("run", "--", "true", MICROVM_DISABLE_PLUGINS="microvm-broken")
+    (off,) = [line for line in without.stderr.splitlines() if "microvm-broken" in line]
+    assert "switches off" in off, off
+    assert without.stderr.splitlines()[1:] == [line for line in lines if line != warnings[0]]
+    assert without.returncode == plain.returncode
+    strict = microvm("run", "--", "true", MICROVM_STRICT_PLUGINS="1")
+    assert strict.returncode == EXIT_OWN_FAILURE
+    assert "microvm-broken 1.0.0 can't be used" in strict.stderr, strict.stderr
+
+
+def check_the_examples_work_like_the_house_s_own(wanted: InstalledSet) -> None:
+    if "backend/paper" not in wanted.components:
+        return
+    import trio
+
+    from microvm import BootSource, Machine, MachineConfig
+    from microvm.plugins import installed_plugins
+    from microvm.testing.boot_files import tiny_kernel
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = MachineConfig(
+            backend="paper",
+            backend_options={"pretend": True},
+            boot=BootSource(kernel=tiny_kernel(Path(folder) / "kernel")),
+            provisioners=(),
+        )
+
+        async def main() -> bytes:
+            async with Machine(config) as machine:
+                assert machine.backend.name == "paper"
+                async with await machine.connect(7) as stream:
+                    await stream.send_all(b"hello")
+                    return bytes(await stream.receive_some())
+
+        assert trio.run(main) == b"hello"
+    assert installed_plugins().load_device("dice").create({"seed": 7}).device_id == 4
+
+
+CHECKS: tuple[Callable[[InstalledSet], None], ...] = (
+    check_exactly_these_distributions_are_there_and_import,
+    check_each_component_is_found_and_loads_but_the_broken_one,
+    check_what_is_missing_is_named_with_the_pip_install_that_brings_it,
+    check_a_first_run_says_what_to_do_next,
+    check_the_broken_plugin_costs_one_warning_and_nothing_else,
+    check_the_examples_work_like_the_house_s_own,
+)
+
+
+def microvm(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in this environment, with an empty image cache and no switches but these."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MICROVM_")}
+    with tempfile.TemporaryDirectory() as cache:
+        return subprocess.run(
+            [sys.executable, "-m", "microvm", *words],
+            env={**clean, "XDG_CACHE_HOME": cache, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+
+def qemu_is_usable() -> bool:
+    from microvm.plugins import installed_plugins
+
+    empty: Mapping[str, object] = {}
+    return installed_plugins().load_backend("qemu").probe(empty).usable
+
+
+def main(name: str) -> int:
+    """Run every check of a set; 0 if all hold."""
+    failures = 0
+    for check in CHECKS:
+        title = check.__name__.removeprefix("check_").replace("_", " ")
+        try:
+            check(SETS[name])
+        except AssertionError as error:
+            failures += 1
+            print(f"{name}: FAILED: {title}\n{error}", file=sys.stderr)
+        else:
+            print(f"{name}: {title}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1] not in SETS:
+        sys.exit(f"usage: matrix.py {'|'.join(SETS)}")
+    sys.exit(main(sys.argv[1]))
