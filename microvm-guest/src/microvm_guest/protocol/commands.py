@@ -16,12 +16,21 @@ heard of it, and owes no more than the end.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from types import MappingProxyType
 
 import attrs
 
-from microvm_guest.protocol.fields import NO_RUN_FLAGS, FieldTag, RunFlag, encode_field
+from microvm.errors import ConfigError
+from microvm_guest.protocol.fields import (
+    MAX_FIELD,
+    NO_RUN_FLAGS,
+    FieldTag,
+    RunFlag,
+    encode_field,
+)
 from microvm_guest.protocol.frames import (
+    MAX_PAYLOAD,
     MAX_WINDOW,
     Channel,
     FrameType,
@@ -58,11 +67,25 @@ LEGAL = MappingProxyType(
 """What the agent may send in each phase."""
 
 
+def _words(argv: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(argv, str):
+        raise ConfigError(
+            f"A command is a list of words, not the text {argv!r}.",
+            remedy='Give ["sh", "-c", text] to have a shell read it.',
+        )
+    return tuple(argv)
+
+
 @attrs.frozen(kw_only=True)
 class RunRequest:
-    """A command to run, as RUN carries it. See `microvm.abc.Guest.run` for the meanings."""
+    """A command to run, as RUN carries it. See `microvm.abc.Guest.run` for the meanings.
 
-    argv: tuple[str, ...] = attrs.field(converter=tuple)
+    Raises:
+        ConfigError: it can't be told to a guest: no program, a NUL byte, a name that is none,
+            or more of it than a frame holds.
+    """
+
+    argv: tuple[str, ...] = attrs.field(converter=_words)
     env: tuple[tuple[str, str], ...] = ()
     cwd: str | None = None
     user: str | None = None
@@ -71,6 +94,30 @@ class RunRequest:
     window: int = 512 * 1024
     """Bytes of each output that the agent may send before it is granted more."""
     flags: RunFlag = NO_RUN_FLAGS
+
+    def __attrs_post_init__(self) -> None:
+        if not self.argv or not self.argv[0]:
+            raise ConfigError("A command needs a program to run.")
+        names = [name for name, _ in self.env]
+        texts = [*self.argv, *names, *(value for _, value in self.env)]
+        texts += [text for text in (self.cwd, self.user) if text is not None]
+        if any("\0" in text for text in texts):
+            raise ConfigError("A command's arguments and environment can't hold NUL bytes.")
+        if any(not name or "=" in name for name in names):
+            raise ConfigError("An environment variable's name can't be empty or hold '='.")
+        if self.cwd == "" or self.user == "":
+            raise ConfigError("A command's directory and user can't be empty; None is the default.")
+        if self.tty is not None and not all(0 <= cells <= MAX_FIELD for cells in self.tty):
+            raise ConfigError(
+                f"A terminal can't have {self.tty[0]} rows and {self.tty[1]} columns."
+            )
+        size = sum(4 + len(text.encode("utf-8", "surrogateescape")) for text in texts) + 64
+        if size > MAX_PAYLOAD:
+            raise ConfigError(
+                f"The command's arguments and environment are {size} bytes; a request has room "
+                f"for {MAX_PAYLOAD}.",
+                remedy="Pass what is large on stdin.",
+            )
 
     def encode(self, wall_time_ns: int) -> bytes:
         """The RUN's payload."""

@@ -218,14 +218,8 @@ class AgentConnection:
         return self._send(FrameType.SHUTDOWN, flags=FrameFlag.POWER_OFF if power_off else 0)
 
     def run(self, request: RunRequest, wall_time_ns: int) -> tuple[int, bytes]:
-        """Start a command, on the stream whose id is returned.
-
-        Raises:
-            ValueError: the request does not fit a frame.
-        """
+        """Start a command, on the stream whose id is returned."""
         payload = request.encode(wall_time_ns)
-        if len(payload) > MAX_PAYLOAD:
-            raise ValueError(f"{len(payload)} bytes of arguments and environment")
         if self._last_stream == frames.MAX_STREAM:
             raise LocalProtocolError("The connection has no more stream ids: open another.")
         self._last_stream += 1

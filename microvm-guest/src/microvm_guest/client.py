@@ -1,0 +1,303 @@
+"""`AgentClient`: the guest as its user holds it, over one stream to the agent.
+
+Two tasks serve the stream: one reads and hands each event to whom it concerns, without ever
+waiting for anybody; one sends what the others have queued. When the stream ends, or the agent
+breaks the protocol, everybody who waits is told at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from microvm.abc import Guest, GuestProcess, RunResult, TtySize
+from microvm.errors import CommandFailed, GuestGone, GuestProtocolError, MicrovmError
+from microvm_guest._outbox import Outbox
+from microvm_guest._replies import Reply, again
+from microvm_guest.process import AgentProcess
+from microvm_guest.protocol import NEED_DATA, AgentConnection, Event, RunFlag, RunRequest
+from microvm_guest.protocol import events as e
+
+if TYPE_CHECKING:
+    from trio.abc import Stream
+
+RECEIVE_BYTES = 256 * 1024
+STDERR_SHOWN = 2000
+"""Characters of stderr that `CommandFailed` quotes, from its end."""
+
+
+@asynccontextmanager
+async def open_client(stream: Stream) -> AsyncIterator[AgentClient]:
+    """An `AgentClient` over `stream`, served while the block lasts; the stream is closed after.
+
+    The body's errors come out as they are, not in a group.
+    """
+    failure: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        client = AgentClient(stream)
+        nursery.start_soon(client.serve)
+        try:
+            yield client
+        except BaseException as error:
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+class AgentClient(Guest):
+    """A guest reached through its agent.
+
+    Somebody must run `serve` for as long as it is used; `open_client` does. All methods are for
+    that trio thread. Requests may be made at once: they follow the host's HELLO on the wire and
+    do not wait for the agent's.
+
+    Args:
+        stream: A fresh connection to an agent, either way around. The client closes it.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._connection = AgentConnection()
+        self._outbox = Outbox()
+        self._processes: dict[int, AgentProcess] = {}
+        self._hello: Reply[e.HelloReceived] = Reply()
+        self._pongs: dict[int, Reply[None]] = {}
+        self._statuses: deque[Reply[Mapping[str, int | str]]] = deque()
+        self._goodbye: Reply[None] = Reply()
+        self._going_down = False
+        self._failure: MicrovmError | None = None
+        self._outbox.put(self._connection.greet(time.time_ns()))
+
+    # --- the two tasks --------------------------------------------------------------------
+
+    async def serve(self) -> None:
+        """Serve the stream until it ends or this is cancelled. Raises nothing but that."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._outbox.pump, self._stream)
+                self._fail(await self._read())
+                nursery.cancel_scope.cancel()
+        finally:
+            self._fail(GuestGone("The connection to the guest's agent was closed by the host."))
+            await trio.aclose_forcefully(self._stream)
+
+    async def _read(self) -> MicrovmError:
+        """Read to the end, and say what kind of end it was."""
+        try:
+            while data := await self._stream.receive_some(RECEIVE_BYTES):
+                self._connection.receive_data(data)
+                while (event := self._connection.next_event()) is not NEED_DATA:
+                    assert not isinstance(event, e.NeedData)
+                    if isinstance(event, e.ConnectionRefused):
+                        return GuestProtocolError(
+                            f"The guest's agent refused the connection: {event.text}"
+                        )
+                    self._dispatch(event)
+        except GuestProtocolError as error:
+            return error
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            gone = GuestGone("The connection to the guest's agent broke.")
+            gone.__cause__ = error
+            return gone
+        return GuestGone("The guest's agent ended the connection.")
+
+    def _dispatch(self, event: Event) -> None:
+        match event:
+            case e.OutputReceived(stream=stream):
+                self._processes[stream].on_output(event)
+            case e.StdinReady(stream=stream, closed=closed):
+                self._processes[stream].on_stdin_ready(closed)
+            case e.CommandStarted(stream=stream, pid=pid):
+                self._processes[stream].on_started(pid)
+            case e.CommandExited(stream=stream):
+                self._processes.pop(stream).on_exited(event)
+            case e.CommandRefused(stream=stream):
+                self._processes.pop(stream).on_refused(event)
+            case e.PongReceived(token=token):
+                self._pongs.pop(token).set(None)
+            case e.StatusReceived(status=status):
+                self._statuses.popleft().set(status)
+            case e.ShutdownAgreed():
+                self._goodbye.set(None)
+            case e.HelloReceived():
+                self._hello.set(event)
+                for process in self._processes.values():
+                    process.on_stdin_ready(closed=False)
+            case _:
+                raise AssertionError(event)
+
+    def _fail(self, error: MicrovmError) -> None:
+        if self._failure is not None:
+            return
+        self._failure = error
+        self._outbox.close()
+        self._hello.fail(error)
+        for process in self._processes.values():
+            process.on_failure(error)
+        for pong in self._pongs.values():
+            pong.fail(error)
+        for status in self._statuses:
+            status.fail(error)
+        # a guest that was asked to end and is gone has done as it was told
+        if self._going_down:
+            self._goodbye.set(None)
+        self._goodbye.fail(error)
+        self._processes.clear()
+        self._pongs.clear()
+        self._statuses.clear()
+
+    def _check_alive(self) -> None:
+        if self._failure is not None:
+            raise again(self._failure)
+
+    # --- the guest ------------------------------------------------------------------------
+
+    async def wait_hello(self) -> e.HelloReceived:
+        """Wait for the agent's greeting.
+
+        Raises:
+            GuestGone: the stream ended first.
+            GuestProtocolError: what came is not an agent's greeting.
+        """
+        return await self._hello.wait()
+
+    def _start(self, request: RunRequest, max_output_bytes: int | None = None) -> AgentProcess:
+        self._check_alive()
+        stream, raw = self._connection.run(request, time.time_ns())
+        process = AgentProcess(self._connection, self._outbox, stream, request, max_output_bytes)
+        self._processes[stream] = process
+        self._outbox.put(raw)
+        return process
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        stdin: bytes = b"",
+        check: bool = False,
+        max_output_bytes: int = 64 * 1024 * 1024,
+    ) -> RunResult:
+        """Run a command to its end and collect what it prints; see `Guest.run`."""
+        request = RunRequest(
+            argv=argv,
+            env=tuple((env or {}).items()),
+            cwd=cwd,
+            user=user,
+            flags=RunFlag(0) if stdin else RunFlag.NO_STDIN,
+        )
+        await self._outbox.room()
+        process = self._start(request, max_output_bytes)
+        try:
+            if stdin:
+                await _feed(process, stdin)
+            result = await process.wait()
+        finally:
+            process.release()
+        if check and not result.success:
+            raise CommandFailed(_describe(result))
+        return result
+
+    @asynccontextmanager
+    async def _spawn(self, request: RunRequest) -> AsyncIterator[GuestProcess]:
+        await self._outbox.room()
+        process = self._start(request)
+        try:
+            await process.started.wait()
+            yield process
+        finally:
+            process.release()
+
+    def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        tty: TtySize | None = None,
+    ) -> AbstractAsyncContextManager[GuestProcess]:
+        """Start a command and give its streams; see `Guest.spawn`."""
+        return self._spawn(
+            RunRequest(
+                argv=argv,
+                env=tuple((env or {}).items()),
+                cwd=cwd,
+                user=user,
+                tty=None if tty is None else (tty.rows, tty.cols),
+            )
+        )
+
+    async def ping(self) -> float:
+        """Round trip to the agent in milliseconds."""
+        await self._outbox.room()
+        self._check_alive()
+        token, raw = self._connection.ping()
+        reply = self._pongs[token] = Reply()
+        begin = time.perf_counter_ns()
+        self._outbox.put(raw)
+        await reply.wait()
+        return (time.perf_counter_ns() - begin) / 1e6
+
+    async def status(self) -> Mapping[str, int | str]:
+        """What the agent says of its guest.
+
+        Keys: build, kernel, uptime_ms, mem_total_kib, mem_available_kib, commands, connections
+        and pid, each of them only if the agent knows it.
+        """
+        await self._outbox.room()
+        self._check_alive()
+        reply: Reply[Mapping[str, int | str]] = Reply()
+        self._statuses.append(reply)
+        self._outbox.put(self._connection.ask_status())
+        return await reply.wait()
+
+    async def set_clock(self, wall_time_ns: int | None = None) -> None:
+        """Set the guest's wall clock to the host's, or to nanoseconds since 1970.
+
+        Seldom needed: every command brings the host's time, and the agent makes up for what
+        the guest has lost while the host slept.
+        """
+        await self._outbox.room()
+        self._check_alive()
+        now = time.time_ns() if wall_time_ns is None else wall_time_ns
+        self._outbox.put(self._connection.set_clock(now))
+
+    async def shutdown(self) -> None:
+        """Ask the guest to end itself; see `Guest.shutdown`.
+
+        A guest whose agent goes without an answer counts as one that has agreed.
+        """
+        await self._outbox.room()
+        if not self._going_down:
+            self._check_alive()
+            self._going_down = True
+            self._outbox.put(self._connection.shutdown())
+        await self._goodbye.wait()
+
+
+async def _feed(process: AgentProcess, stdin: bytes) -> None:
+    try:
+        await process.stdin.send_all(stdin)
+    except trio.BrokenResourceError:
+        return  # it did not want all of it: its end says whether that is an error
+    process.stdin.close()
+
+
+def _describe(result: RunResult) -> str:
+    ended = (
+        f"exited with code {result.exit_code}"
+        if result.signal is None
+        else f"was ended by signal {result.signal}"
+    )
+    printed = result.stderr[-STDERR_SHOWN:].decode("utf-8", "replace").strip()
+    text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in printed)
+    return f"{result.argv[0]!r} {ended}." + (f" It printed on stderr:\n{text}" if text else "")

@@ -1,0 +1,81 @@
+"""`AgentProvisioner`: a guest whose process 1 is our agent.
+
+The agent dials the host's port 1024 when it is up, so nobody asks whether it is: the connection
+that it makes is its readiness, and it is also the one over which it is used from then on.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from microvm.abc import GuestChannels, GuestLink, Provisioner
+from microvm.config import BootSource, MachineConfig
+from microvm_guest.client import AgentClient
+from microvm_guest.protocol import HOST_PORT
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from trio.abc import HalfCloseableStream, Listener
+
+    from microvm.timeline import BootTimeline
+
+
+class AgentProvisioner(Provisioner):
+    """Boots the image that `microvm image build` made, and speaks to the agent in it."""
+
+    def boot_source(self, config: MachineConfig) -> BootSource:
+        """The default image's kernel and initrd; see `Provisioner.boot_source`."""
+        from microvm_guest.image import default_image
+
+        image = default_image()
+        return BootSource(kernel=image.kernel, initrd=image.initrd)
+
+    @asynccontextmanager
+    async def attach(self, channels: GuestChannels) -> AsyncIterator[AgentLink]:
+        """Listen for the agent; when the block is left, the client it became is closed."""
+        failure: BaseException | None = None
+        listener = channels.listen(HOST_PORT)
+        try:
+            async with trio.open_nursery() as nursery:
+                try:
+                    yield AgentLink(listener, nursery)
+                except BaseException as error:
+                    failure = error
+                nursery.cancel_scope.cancel()
+        finally:
+            await trio.aclose_forcefully(listener)
+        if failure is not None:
+            raise failure
+
+
+class AgentLink(GuestLink):
+    """The agent's half of a machine: waits for its call, and answers with a client.
+
+    Args:
+        listener: Takes the agent's call; closed once it has come.
+        nursery: Serves the client.
+    """
+
+    def __init__(self, listener: Listener[HalfCloseableStream], nursery: trio.Nursery) -> None:
+        self._listener = listener
+        self._nursery = nursery
+
+    async def wait_ready(self, timeline: BootTimeline) -> AgentClient:
+        """Wait for the agent's call and greeting; to be called once.
+
+        Raises:
+            GuestProtocolError: what called is not an agent of this version.
+            GuestGone: it hung up at once.
+        """
+        stream = await self._listener.accept()
+        timeline.mark("kernel")
+        client = AgentClient(stream)
+        self._nursery.start_soon(client.serve)
+        await self._listener.aclose()
+        await client.wait_hello()
+        timeline.mark("agent")
+        return client
