@@ -2,6 +2,8 @@
 
 import importlib_metadata
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from microvm._discovery import (
     Discovery,
@@ -160,3 +162,48 @@ def test_strict_and_trace_are_on_for_anything_but_zero_no_off_false_and_nothing(
 
 def test_an_empty_environment_switches_nothing():
     assert Switches.from_environment({}) == Switches()
+
+
+# --- any metadata ------------------------------------------------------------------------------
+
+
+@given(st.text(), st.text())
+def test_no_metadata_whatever_raises(entry_points, metadata):
+    installed = Installed("x", f"[microvm.devices]\n{entry_points}")
+    installed.files["METADATA"] = metadata
+    found = discover([installed])
+    assert isinstance(found, Discovery)
+
+
+WORD = st.from_regex(r"[a-z][a-z0-9_.-]{0,8}", fullmatch=True)
+GROUP = st.sampled_from([group.entry_points for group in PluginGroup] + ["console_scripts"])
+
+
+class Theirs(importlib_metadata.Distribution):
+    """The same metadata as importlib_metadata sees it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def read_text(self, filename):
+        return self.text if filename == "entry_points.txt" else None
+
+    def locate_file(self, path):
+        raise AssertionError("nothing is asked for but metadata")
+
+
+@given(st.dictionaries(GROUP, st.dictionaries(WORD, WORD, min_size=1)))
+def test_well_formed_metadata_reads_as_importlib_metadata_reads_it(sections):
+    text = "".join(
+        f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in entries.items())
+        for group, entries in sections.items()
+    )
+    theirs = {
+        (entry.group, entry.name, entry.value)
+        for entry in Theirs(text).entry_points
+        if entry.group in {group.entry_points for group in PluginGroup}
+    }
+    ours = {
+        (r.group.entry_points, r.name, r.value) for r in discover([Installed("x", text)]).records
+    }
+    assert ours == theirs
