@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import functools
 import logging
-import reprlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from microvm._plugin_guard import WrongAnswer, call, describe, load_error
+from microvm._plugin_guard import SHORT, WrongAnswer, call, describe, load_error
 
 if TYPE_CHECKING:
     import pluggy
@@ -30,9 +29,6 @@ T = TypeVar("T")
 
 log = logging.getLogger("microvm.plugins")
 trace_log = logging.getLogger("microvm.hooks")
-
-_SHORT = reprlib.Repr()
-_SHORT.maxother = _SHORT.maxstring = 400
 
 
 class HookCalls:
@@ -123,7 +119,7 @@ def traced(
     hook: str, key: str, arguments: Mapping[str, object], implementation: Callable[[], T]
 ) -> Callable[[], T]:
     """The same implementation, which logs each call with its arguments and what came of it."""
-    words = ", ".join(f"{name}={_SHORT.repr(value)}" for name, value in arguments.items())
+    words = ", ".join(f"{name}={SHORT.repr(value)}" for name, value in arguments.items())
 
     def call_and_log() -> T:
         try:
@@ -131,7 +127,7 @@ def traced(
         except BaseException as error:
             trace_log.debug("%s: %s(%s) raised %s", key, hook, words, describe(error))
             raise
-        trace_log.debug("%s: %s(%s) -> %s", key, hook, words, _SHORT.repr(answer))
+        trace_log.debug("%s: %s(%s) -> %s", key, hook, words, SHORT.repr(answer))
         return answer
 
     return call_and_log

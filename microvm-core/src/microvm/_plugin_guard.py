@@ -6,13 +6,15 @@ the program's life. Plugins run synchronously, so trio's `Cancelled` can't come 
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import attrs
 
 from microvm._discovery import DISABLE, PluginRecord
-from microvm.abc import ProbeReport
+from microvm.abc import HostedPlatform, ProbeReport, Provisioner, VirtioDevice
 from microvm.errors import MicrovmError, PluginLoadError
 from microvm.plugins import BackendFactory, DeviceFactory, ProvisionerFactory
 
@@ -21,6 +23,10 @@ R = TypeVar("R")
 
 MAX_CAUSE_CHARS = 300
 """A plugin's own words in our sentence; the traceback has the rest."""
+
+SHORT = reprlib.Repr()
+SHORT.maxother = SHORT.maxstring = MAX_CAUSE_CHARS
+"""Shows a plugin's objects in our sentences; a `__repr__` that raises does no harm."""
 
 
 class WrongAnswer(Exception):
@@ -73,50 +79,45 @@ def call(record: PluginRecord, what: str, function: Callable[[], R]) -> R:
         raise load_error(record, f"{what} raised {describe(error)}") from error
 
 
-@attrs.frozen
-class _Create:
-    """A factory's `create` that raises typed errors only."""
+def _create(
+    record: PluginRecord, kind: type[object], create: Callable[..., object], *options: object
+) -> Any:
+    """A factory's `create` that raises typed errors only, and gives what it has to."""
+    made = call(record, "its create", lambda: create(*options))
+    if not isinstance(made, kind):
+        raise load_error(record, f"its create gave {SHORT.repr(made)}, not a {kind.__name__}")
+    return made
 
-    record: PluginRecord
-    create: Callable[..., Any]
 
-    def __call__(self, *args: Any) -> Any:
-        return call(self.record, "its create", lambda: self.create(*args))
-
-
-@attrs.frozen
-class _Probe:
+def _probe(
+    record: PluginRecord,
+    probe: Callable[[Mapping[str, Any]], ProbeReport],
+    options: Mapping[str, Any],
+) -> ProbeReport:
     """A backend's `probe` held to its contract: it never raises and answers with a report."""
-
-    record: PluginRecord
-    probe: Callable[[Mapping[str, Any]], ProbeReport]
-
-    def __call__(self, options: Mapping[str, Any]) -> ProbeReport:
-        try:
-            report: object = self.probe(options)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            return self._broken(f"Its probe raised {describe(error)}.")
-        if not isinstance(report, ProbeReport):
-            return self._broken(f"Its probe answered with {type(report).__name__}.")
-        if report.backend != self.record.name:
-            return self._broken(f"Its probe reported on {report.backend!r}.")
-        return report
-
-    def _broken(self, reason: str) -> ProbeReport:
-        return ProbeReport(
-            backend=self.record.name, usable=False, reason=reason, remedy=_remedy(self.record)
-        )
+    try:
+        report: object = probe(options)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        wrong = f"Its probe raised {describe(error)}."
+    else:
+        if isinstance(report, ProbeReport) and report.backend == record.name:
+            return report
+        wrong = f"Its probe answered with {SHORT.repr(report)}."
+    return ProbeReport(backend=record.name, usable=False, reason=wrong, remedy=_remedy(record))
 
 
 def guarded(factory: Factory, record: PluginRecord) -> Factory:
     """The same factory, its callables guarded."""
-    create = _Create(record, factory.create)
     match factory:
-        case BackendFactory():
-            return attrs.evolve(factory, create=create, probe=_Probe(record, factory.probe))
-        case DeviceFactory():
-            return attrs.evolve(factory, create=create)
-        case ProvisionerFactory():
-            return attrs.evolve(factory, create=create)
+        case BackendFactory(create=create, probe=probe):
+            return attrs.evolve(
+                factory,
+                create=partial(_create, record, HostedPlatform, create),
+                probe=partial(_probe, record, probe),
+            )
+        case DeviceFactory(create=create):
+            return attrs.evolve(factory, create=partial(_create, record, VirtioDevice, create))
+        case ProvisionerFactory(create=create):
+            return attrs.evolve(factory, create=partial(_create, record, Provisioner, create))

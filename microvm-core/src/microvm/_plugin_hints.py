@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Sequence
 from types import MappingProxyType
 
@@ -22,6 +21,13 @@ OURS = MappingProxyType(
 """The distribution that provides each of the project's own components."""
 
 
+def close_matches(name: str, known: Collection[str]) -> list[str]:
+    """The names that a misspelt one may have been meant for."""
+    import difflib  # half a millisecond, for errors alone
+
+    return difflib.get_close_matches(name, sorted(known), n=3)
+
+
 def missing(group: PluginGroup, name: str, installed: Collection[PluginRecord]) -> PluginMissing:
     """The error for a name that no plugin answers to."""
     dist = OURS.get((group, name))
@@ -33,7 +39,7 @@ def missing(group: PluginGroup, name: str, installed: Collection[PluginRecord]) 
     names = sorted({record.name for record in installed if record.group is group})
     others = sorted({record.group for record in installed if record.name == name} - {group})
     known = {*names, *(known for kind, known in OURS if kind is group)}
-    near = difflib.get_close_matches(name, sorted(known), n=3)
+    near = close_matches(name, known)
     parts = [f"Installed: {', '.join(names) or 'none'}."]
     if others:
         parts.insert(0, f"{name!r} is the name of a {others[0]}.")

@@ -14,7 +14,6 @@ distribution of three stops it, and nothing is loaded.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
@@ -27,6 +26,7 @@ from microvm import _core_hooks, hookspecs
 from microvm._discovery import PluginGroup, PluginRecord
 from microvm._hook_calls import traced
 from microvm._plugin_guard import Factory, describe, guarded, load_error
+from microvm._plugin_hints import close_matches
 from microvm.errors import PluginLoadError
 from microvm.plugins import PROJECT, BackendFactory, DeviceFactory, ProvisionerFactory
 
@@ -164,7 +164,7 @@ class PluginLoader:
             if hook in self._known:
                 yield hook
             elif not options.get("optionalhook"):
-                near = difflib.get_close_matches(hook, self._known, n=1)
+                near = close_matches(hook, self._known)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise load_error(record, f"there is no hook {hook}{hint}")
         if not found:

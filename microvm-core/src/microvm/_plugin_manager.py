@@ -30,7 +30,7 @@ from microvm._discovery import (
     installed_distributions,
 )
 from microvm._hook_calls import HookCalls, trace_to_stderr
-from microvm._plugin_guard import Factory, WrongAnswer, reason
+from microvm._plugin_guard import SHORT, Factory, WrongAnswer, reason
 from microvm._plugin_loader import LoadedPlugin, PluginLoader, import_entry_point
 from microvm.config import ConfigProblem
 from microvm.errors import PluginConflict, PluginError, PluginLoadError
@@ -248,7 +248,9 @@ class PluginManager:
         def read(answer: Any) -> str:
             if not isinstance(answer, str) or answer not in usable:
                 names = ", ".join(usable) or "none"
-                raise WrongAnswer(f"{answer!r}, which is not a usable backend (those are: {names})")
+                raise WrongAnswer(
+                    f"{SHORT.repr(answer)}, which is not a usable backend (those are: {names})"
+                )
             return answer
 
         self.activate()
@@ -329,7 +331,7 @@ def _typed(factory: Factory, kind: type[F]) -> F:
 
 def _read_protocol(answer: Any) -> BootProtocol:
     if not isinstance(answer, BootProtocol):
-        raise WrongAnswer(f"{answer!r}, which is not a BootProtocol")
+        raise WrongAnswer(f"{SHORT.repr(answer)}, which is not a BootProtocol")
     return answer
 
 
@@ -346,11 +348,11 @@ def _read_words(answer: Any) -> list[str]:
 
 def _read_items(answer: Any, good: Callable[[Any], bool], what: str) -> list[Any]:
     if isinstance(answer, str) or not isinstance(answer, Iterable):
-        raise WrongAnswer(f"{answer!r}, which is not a list")
+        raise WrongAnswer(f"{SHORT.repr(answer)}, which is not a list")
     items = list(answer)
     for item in items:
         if not good(item):
-            raise WrongAnswer(f"{item!r}, which is not {what}")
+            raise WrongAnswer(f"{SHORT.repr(item)}, which is not {what}")
     return items
 
 

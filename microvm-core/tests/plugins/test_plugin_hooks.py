@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from microvm._discovery import PluginGroup, Switches
-from microvm.abc import ProbeReport
+from microvm.abc import ProbeReport, VirtioDevice
 from microvm.config import ConfigProblem, MachineConfig
 from microvm.errors import ConfigError, PluginLoadError
 from microvm.outcome import MachineOutcome, OutcomeReason
@@ -54,10 +54,20 @@ def test_hook_microvm_register_backend_offers_a_backend():
 
 
 def test_hook_microvm_register_device_offers_a_device():
-    record = DeviceFactory(name="d", summary="s", virtio_id=4, create=lambda options: options)
+    class Null(VirtioDevice):
+        device_id = 4
+        queue_max_sizes = (16,)
+
+        def __init__(self, options):
+            self.options = options
+
+        async def run(self, activation):
+            raise AssertionError("never run")
+
+    record = DeviceFactory(name="d", summary="s", virtio_id=4, create=Null)
     factory = plugin_manager(record).load_device("d")
     assert factory.virtio_id == 4
-    assert factory.create({"seed": 1}) == {"seed": 1}
+    assert factory.create({"seed": 1}).options == {"seed": 1}
 
 
 def test_hook_microvm_register_provisioner_offers_a_provisioner():

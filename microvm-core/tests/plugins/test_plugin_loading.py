@@ -447,6 +447,20 @@ def test_a_create_that_raises_is_the_plugins_error_and_a_typed_error_stays_itsel
         manager.load_device("refuses").create({})
 
 
+def test_a_create_that_gives_something_else_is_the_plugins_error():
+    manager = plugin_manager(
+        device("d", lambda options: "dice"),
+        backend("b"),
+        ProvisionerFactory(name="p", summary="A provisioner", create=lambda: None),
+    )
+    with pytest.raises(PluginLoadError, match=r"device/d .* its create gave 'dice', not a Virtio"):
+        manager.load_device("d").create({})
+    with pytest.raises(PluginLoadError, match="not a HostedPlatform"):
+        manager.load_backend("b").create({})
+    with pytest.raises(PluginLoadError, match="not a Provisioner"):
+        manager.load_provisioner("p").create()
+
+
 def test_a_probe_that_breaks_its_contract_makes_its_backend_unusable_and_no_more():
     def raises(options):
         raise SystemExit("no")
@@ -460,8 +474,8 @@ def test_a_probe_that_breaks_its_contract_makes_its_backend_unusable_and_no_more
     reports = {f.name: f.probe({}) for f in manager.load_backends()}
     assert {name for name, report in reports.items() if report.usable} == {"good"}
     assert reports["raises"].reason == "Its probe raised SystemExit: no."
-    assert "NoneType" in reports["nothing"].reason
-    assert "'x'" in reports["other"].reason
+    assert "None" in reports["nothing"].reason
+    assert "backend='x'" in reports["other"].reason
 
 
 def test_capabilities_and_ids_may_be_given_as_any_collection():
