@@ -125,17 +125,11 @@ def _records(distribution: InstalledDistribution) -> list[PluginRecord]:
     ]
     if not ours:
         return []
-    headers = _headers(
+    dist, version = _name_and_version(
         distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
     )
     return [
-        PluginRecord(
-            group=group,
-            name=name,
-            value=value,
-            dist=headers.get("name", "unknown"),
-            version=headers.get("version", "unknown"),
-        )
+        PluginRecord(group=group, name=name, value=value, dist=dist, version=version)
         for group, name, value in ours
     ]
 
@@ -155,16 +149,17 @@ def _entry_points(text: str) -> Iterable[tuple[str, str, str]]:
             yield group, name.strip(), value.strip()
 
 
-def _headers(metadata: str) -> Mapping[str, str]:
-    """Name and Version of a METADATA file (Core metadata specifications): both on one line."""
+def _name_and_version(metadata: str) -> tuple[str, str]:
+    """Both are on one line and always there (Core metadata specifications)."""
     headers: dict[str, str] = {}
     for line in metadata.splitlines():
         if not line:
             break
         key, _, value = line.partition(":")
-        if key.lower() in ("name", "version"):
-            headers.setdefault(key.lower(), value.strip())
-    return headers
+        headers.setdefault(key.lower(), value.strip())
+    if not (headers.get("name") and headers.get("version")):
+        raise ValueError("there is no Name and Version in its METADATA")
+    return headers["name"], headers["version"]
 
 
 def _canonical(dist: str) -> str:

@@ -104,11 +104,16 @@ def test_a_malformed_entry_point_is_told_with_its_line(line):
     assert repr(line) in problem
 
 
-def test_metadata_without_name_or_version_still_gives_a_record():
-    nameless = Installed("x", DICE)
-    nameless.files["METADATA"] = ""
-    (record,) = discover([nameless]).records
-    assert record.origin == "unknown unknown"
+@pytest.mark.parametrize(
+    "metadata", [None, "", "Name: x\n", "Version: 1\n", "\nName: x\nVersion: 1"]
+)
+def test_what_a_half_removed_distribution_left_is_told_and_not_used(metadata):
+    left = Installed("x", DICE)
+    left.files["METADATA"] = metadata
+    found = discover([left, Installed("microvm-dice", DICE)])
+    assert [record.dist for record in found.records] == ["microvm-dice"]
+    assert len(found.problems) == 1
+    assert "no Name and Version" in found.problems[0]
 
 
 def test_older_metadata_in_pkg_info_is_read():
