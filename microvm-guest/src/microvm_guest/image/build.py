@@ -49,7 +49,7 @@ from microvm_guest.image.recipe import DEFAULT_ARCH, FORMAT, image_recipe, kerne
 from microvm_guest.image.rootfs import rootfs
 from microvm_guest.image.source import Source, debian_source, given_source, prepare
 from microvm_guest.image.verify import damage
-from microvm_guest.kernel import ARCHITECTURES
+from microvm_guest.kernel.architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
     from microvm_guest.image.progress import Progress

@@ -73,7 +73,8 @@ def fetch(cache: Cache, package: str, progress: Progress) -> Path:
         BuildError: there is no apt.
     """
     downloads = cache.layout.downloads
-    candidate = _candidate(package)
+    with cache.work_folder() as folder:
+        candidate = _candidate(package, folder)
     if candidate is None:
         kept = sorted(downloads.glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime)
         if kept:
@@ -94,12 +95,11 @@ def fetch(cache: Cache, package: str, progress: Progress) -> Path:
     return place
 
 
-def _candidate(package: str) -> Candidate | None:
+def _candidate(package: str, empty: Path) -> Candidate | None:
     argv = ["apt-get", "download", "--print-uris", package]
     try:
-        return parse_uris(package, output_of(argv, what="asking apt"))
-    except SourceUnavailable:
-        raise
+        # In an empty folder: apt prints nothing about a package whose file is there.
+        return parse_uris(package, output_of(argv, what="asking apt", cwd=empty))
     except BuildError:
         # Exit code 100 for a package that is not in the lists; no apt at all says so later.
         return None

@@ -17,7 +17,8 @@ import attrs
 from microvm_guest.image.errors import KernelConfigError
 from microvm_guest.image.process import run
 from microvm_guest.image.source import PreparedSource, series_of
-from microvm_guest.kernel import ARCHITECTURES, fragment_paths
+from microvm_guest.kernel import fragment_paths
+from microvm_guest.kernel.architectures import ARCHITECTURES
 from microvm_guest.kernel.kconfig import merge, parse, render, unmet
 from microvm_guest.kernel.symbols import adapt
 

@@ -11,7 +11,7 @@ from microvm_guest.image.errors import ImageDamaged
 from microvm_guest.image.images import GuestImage, load_image
 from microvm_guest.image.recipe import image_recipe
 from microvm_guest.image.verify import damage
-from microvm_guest.kernel import ARCHITECTURES
+from microvm_guest.kernel.architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
     from microvm_guest.image.layout import CacheLayout

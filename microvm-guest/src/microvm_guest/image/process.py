@@ -153,7 +153,7 @@ def step_failed(what: str, argv: Sequence[str], code: int, tail: Iterable[str]) 
     return BuildError(f"{what}: {argv[0]} ended {how}.", remedy=text)
 
 
-def output_of(argv: Sequence[str], *, what: str) -> str:
+def output_of(argv: Sequence[str], *, what: str, cwd: Path | None = None) -> str:
     """Everything a short command prints on stdout.
 
     Raises:
@@ -162,6 +162,7 @@ def output_of(argv: Sequence[str], *, what: str) -> str:
     try:
         done = subprocess.run(
             list(argv),
+            cwd=cwd,
             env=clean_environ(os.environ, {}),
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -33,13 +33,14 @@ _IMAGE_CODE = (
 
 def kernel_recipe(arch: str = DEFAULT_ARCH) -> str:
     """Sixteen hex digits for how a kernel is configured and built, whatever its source."""
-    settings = [
-        line
-        for path in fragment_paths(arch)
-        for line in path.read_text(encoding="ascii").splitlines()
-        if line.startswith(("CONFIG_", "# CONFIG_"))
-    ]
-    return _digest(f"kernel {FORMAT} {KERNEL_BUILD} {arch}", ["\n".join(settings).encode()])
+    parts = [settings(path.read_bytes()) for path in fragment_paths(arch)]
+    return _digest(f"kernel {FORMAT} {KERNEL_BUILD} {arch}", parts)
+
+
+def settings(fragment: bytes) -> bytes:
+    """What of a configuration fragment counts: its settings, not its comments. Pure."""
+    lines = fragment.splitlines()
+    return b"\n".join(line for line in lines if line.startswith((b"CONFIG_", b"# CONFIG_")))
 
 
 def image_recipe(arch: str = DEFAULT_ARCH) -> str:
