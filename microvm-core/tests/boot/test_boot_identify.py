@@ -1,0 +1,235 @@
+"""Kernels are recognised from bytes alone: whole ones, cut ones, and what is no kernel."""
+
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from microvm.boot.identify import (
+    HEADER_BYTES,
+    MAX_NOTE_BYTES,
+    MAX_PROGRAM_HEADERS,
+    KernelFormat,
+    KernelFormatError,
+    KernelImage,
+    ReadAt,
+    identify_kernel,
+    iter_notes,
+)
+
+ENTRY = 0x100_0000
+PVH_ENTRY = 0x100_0850
+
+
+def identify(data: bytes) -> KernelImage:
+    return identify_kernel(lambda at, length: data[at : at + length], len(data))
+
+
+def note(owner: bytes, kind: int, desc: bytes, align: int = 4) -> bytes:
+    def padded(data: bytes) -> bytes:
+        return data + bytes(-len(data) % align)
+
+    head = struct.pack("<III", len(owner), len(desc), kind) + owner
+    return padded(head) + padded(desc)
+
+
+PVH_NOTE = note(b"Xen\0", 18, struct.pack("<Q", PVH_ENTRY))
+
+
+def segment(
+    kind: int,
+    offset: int,
+    filesz: int,
+    memsz: int | None = None,
+    paddr: int = ENTRY,
+    align: int = 4,
+) -> bytes:
+    memsz = filesz if memsz is None else memsz
+    vaddr = 0xFFFF_FFFF_8000_0000 + paddr
+    return struct.pack("<IIQQQQQQ", kind, 5, offset, vaddr, paddr, filesz, memsz, align)
+
+
+def elf(
+    *segments: bytes,
+    notes: bytes = PVH_NOTE,
+    machine: int = 62,
+    kind: int = 2,
+    entry: int = ENTRY,
+    count: int | None = None,
+    ident: bytes = b"\x7fELF\x02\x01\x01",
+) -> bytes:
+    """Header, program headers, notes at 0x400, code from 0x1000 to 0x2000."""
+    table = b"".join(segments or (segment(1, 0x1000, 0x1000), segment(4, 0x400, len(notes))))
+    head = ident.ljust(16, b"\0") + struct.pack(
+        "<HHIQQQIHHHHHH",
+        kind,
+        machine,
+        1,
+        entry,
+        64,
+        0,
+        0,
+        64,
+        56,
+        len(table) // 56 if count is None else count,
+        0,
+        0,
+        0,
+    )
+    return ((head + table).ljust(0x400, b"\0") + notes).ljust(0x1000, b"\0") + bytes(0x1000)
+
+
+def bzimage(
+    *,
+    setup_sectors: int = 3,
+    paragraphs: int = 32,
+    version: int = 0x020F,
+    loadflags: int = 1,
+    xloadflags: int = 0x7F,
+    boot_flag: int = 0xAA55,
+) -> bytes:
+    head = bytearray(HEADER_BYTES)
+    head[0x1F1] = setup_sectors
+    struct.pack_into("<I", head, 0x1F4, paragraphs)
+    struct.pack_into("<H", head, 0x1FE, boot_flag)
+    head[0x202:0x206] = b"HdrS"
+    struct.pack_into("<H", head, 0x206, version)
+    head[0x211] = loadflags
+    struct.pack_into("<H", head, 0x236, xloadflags)
+    return bytes(head).ljust(((setup_sectors or 4) + 1) * 512 + paragraphs * 16, b"\0")
+
+
+def test_an_elf_kernel_with_a_pvh_note_has_both_entry_points() -> None:
+    assert identify(elf()) == KernelImage(format=KernelFormat.ELF, pvh_entry=PVH_ENTRY, entry=ENTRY)
+
+
+def test_an_elf_kernel_without_a_pvh_note_has_its_64_bit_entry() -> None:
+    found = identify(elf(notes=note(b"GNU\0", 3, bytes(20))))
+    assert found.pvh_entry is None
+    assert found.entry == ENTRY
+
+
+@pytest.mark.parametrize("size", [4, 8])
+def test_a_pvh_entry_is_told_in_four_or_eight_bytes(size: int) -> None:
+    notes = note(b"GNU\0", 3, bytes(20)) + note(b"Xen\0", 18, PVH_ENTRY.to_bytes(size, "little"))
+    assert identify(elf(notes=notes)).pvh_entry == PVH_ENTRY
+
+
+def test_a_bzimage_tells_its_boot_protocol() -> None:
+    assert identify(bzimage()) == KernelImage(format=KernelFormat.BZIMAGE, boot_protocol=0x020F)
+
+
+def test_a_bzimage_with_no_setup_sector_count_has_four() -> None:
+    assert identify(bzimage(setup_sectors=0)).format is KernelFormat.BZIMAGE
+    with pytest.raises(KernelFormatError, match="cut short"):
+        identify(bzimage(setup_sectors=0)[:-1])
+
+
+@pytest.mark.parametrize(("version", "flags"), [(0x020B, 0x7F), (0x020C, 0x7E)])
+def test_a_64_bit_entry_needs_protocol_2_12_and_the_flag(version: int, flags: int) -> None:
+    assert not identify(bzimage(version=version, xloadflags=flags)).has_64bit_entry
+
+
+def test_bytes_after_a_bzimage_are_none_of_its_business() -> None:
+    assert identify(bzimage() + b"signature").format is KernelFormat.BZIMAGE
+
+
+@pytest.mark.parametrize("whole", [elf(), bzimage()], ids=["elf", "bzimage"])
+def test_a_kernel_cut_anywhere_is_refused(whole: bytes) -> None:
+    for length in range(len(whole)):
+        with pytest.raises(KernelFormatError):
+            identify(whole[:length])
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"\0", "too few"),
+        (bytes(4096), "neither"),
+        (b"070701" + bytes(4096), "cpio"),
+        (b"\x1f\x8b" + bytes(4096), "gzip"),
+        (b"\x28\xb5\x2f\xfd" + bytes(4096), "zstd"),
+        (b"\xfd7zXZ\0" + bytes(4096), "xz"),
+        (bytes(56) + b"ARM\x64" + bytes(4096), "arm64"),
+        (bytes(510) + b"\x55\xaa" + bytes(4096), "disk image"),
+        (elf(machine=183), "arm64"),
+        (elf(machine=3), "machine 3"),
+        (elf(ident=b"\x7fELF\x01\x01\x01"), "64-bit"),
+        (elf(ident=b"\x7fELF\x02\x02\x01"), "little-endian"),
+        (elf(kind=1), "object file"),
+        (elf(segment(3, 0x400, 16), segment(1, 0x1000, 0x1000)), "a program"),
+        (elf(segment(7, 0x400, 16), segment(1, 0x1000, 0x1000)), "a program"),
+        (elf(segment(4, 0x400, 16)), "nothing to load"),
+        (elf(segment(1, 0x1000, 0x1000, memsz=1)), "larger in the file"),
+        (elf(segment(1, 0x1000, 0x1001)), "cut short"),
+        (elf(segment(1, 0x1000, 2**64 - 1)), "cut short"),
+        (elf(segment(1, 0x1000, 16, memsz=2**60)), "beyond any physical"),
+        (elf(entry=0), "entry point 0x0"),
+        (elf(notes=note(b"Xen\0", 18, bytes(8))), "PVH entry point 0x0"),
+        (elf(count=0), "0 program headers"),
+        (elf(count=MAX_PROGRAM_HEADERS + 1), "65 program headers"),
+        (bzimage(boot_flag=0), "boot flag"),
+        (bzimage(version=0x0205), "protocol 2.05"),
+        (bzimage(loadflags=0), "zImage"),
+        (bzimage(paragraphs=0), "no protected-mode part"),
+    ],
+)
+def test_what_is_no_kernel_is_named(data: bytes, reason: str) -> None:
+    with pytest.raises(KernelFormatError, match=reason):
+        identify(data)
+
+
+def test_notes_are_read_whole_or_not_at_all() -> None:
+    two = note(b"GNU\0", 1, b"abc") + note(b"Xen\0", 18, bytes(8))
+    assert list(iter_notes(two)) == [(b"GNU\0", 1, b"abc"), (b"Xen\0", 18, bytes(8))]
+    for length in range(len(two)):
+        assert len(list(iter_notes(two[:length]))) <= 1
+
+
+def test_notes_may_be_aligned_to_eight() -> None:
+    two = note(b"GNU\0", 5, b"abc", align=8) + note(b"Xen\0", 18, bytes(4), align=8)
+    assert [kind for _, kind, _ in iter_notes(two, 8)] == [5, 18]
+
+
+def counting(data: bytes) -> tuple[ReadAt, Callable[[], int]]:
+    total = 0
+
+    def read_at(at: int, length: int) -> bytes:
+        nonlocal total
+        assert length >= 0
+        total += length
+        return data[at : at + length] if at < len(data) else b""
+
+    return read_at, lambda: total
+
+
+# Segments that all claim to be notes, as large as can be.
+GREEDY = elf(segment(1, 0x1000, 0x1000), *[segment(4, 0x400, 2**63)] * (MAX_PROGRAM_HEADERS - 1))
+READ_LIMIT = HEADER_BYTES + MAX_PROGRAM_HEADERS * (56 + MAX_NOTE_BYTES)
+
+
+@given(st.binary(max_size=2048) | st.binary(max_size=2048).map(lambda tail: b"\x7fELF" + tail))
+@example(GREEDY)
+def test_whatever_a_file_claims_little_of_it_is_read(data: bytes) -> None:
+    read_at, total = counting(data)
+    with suppress(KernelFormatError):
+        identify_kernel(read_at, len(data))
+    assert total() <= READ_LIMIT
+
+
+@given(
+    base=st.sampled_from([elf(), bzimage()]),
+    changes=st.lists(st.tuples(st.integers(0, 0x480), st.integers(0, 255)), max_size=8),
+)
+def test_a_kernel_with_any_bytes_changed_is_known_or_refused(
+    base: bytes, changes: list[tuple[int, int]]
+) -> None:
+    data = bytearray(base)
+    for at, value in changes:
+        data[at] = value
+    with suppress(KernelFormatError):
+        assert identify(bytes(data)).format in KernelFormat
