@@ -97,6 +97,7 @@ class GuestVsock:
         self._listeners: dict[int, trio.MemorySendChannel[GuestStream]] = {}
         self._next_port = 0x8000_0000
         self._tx_room = trio.Event()
+        self._waiting: deque[Sequence[bytes]] = deque()
 
     # --- raw -----------------------------------------------------------------------------
 
@@ -137,10 +138,19 @@ class GuestVsock:
             self.put_bytes([header + payload])
 
     def put_bytes(self, buffers: Sequence[bytes]) -> None:
-        """Send anything at all."""
+        """Send anything at all: at once, or when TX has room."""
+        self._waiting.append(buffers)
+        self.flush_tx()
+
+    def flush_tx(self) -> None:
+        """Take back used TX buffers, and put what waits for room."""
         self.tx.used()
-        self.tx.add(buffers)
+        while self._waiting and self.tx.free_descriptors >= len(self._waiting[0]):
+            self.tx.add(self._waiting.popleft())
         self.tx.kick()
+        if not self._waiting:
+            self._tx_room.set()
+            self._tx_room = trio.Event()
 
     def packet(self, op: int, guest_port: int, host_port: int, **fields: int) -> VsockPacket:
         """A header that is right, but for what `fields` say."""
@@ -207,17 +217,20 @@ class GuestVsock:
 
     async def _reap_tx(self) -> None:
         while True:
-            if self.tx.used():
-                self._tx_room.set()
-                self._tx_room = trio.Event()
+            self.flush_tx()
             if not self.tx.want_interrupt():
                 await self.tx.irq.wait()
             else:
                 await trio.lowlevel.checkpoint()
 
+    @property
+    def tx_is_full(self) -> bool:
+        """Whether packets wait for room in TX."""
+        return bool(self._waiting)
+
     async def tx_room(self) -> None:
-        """Wait until a packet fits into TX."""
-        while self.tx.free_descriptors < 2:
+        """Wait until nothing waits for TX."""
+        while self._waiting:
             await self._tx_room.wait()
 
     async def connect(self, host_port: int) -> GuestStream:
@@ -352,9 +365,8 @@ class GuestStream:
             if self.peer_free <= 0:
                 await self.changed()
                 continue
-            if self.guest.tx.free_descriptors < 8:
+            if self.guest.tx_is_full:
                 await self.guest.tx_room()
-                await trio.lowlevel.checkpoint()
                 continue
             piece = view[: min(self.peer_free, 64 * 1024)]
             self.tx_cnt = (self.tx_cnt + len(piece)) & _U32

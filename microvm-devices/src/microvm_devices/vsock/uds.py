@@ -133,7 +133,13 @@ class UdsMux:
                         continue
                     if not ahead:
                         return None
-                    sock.recv(line.feed(ahead))
+                    try:
+                        taken = line.feed(ahead)
+                    except BadConnectLine:
+                        # Read, so that the client sees an end and not a reset.
+                        sock.recv(len(ahead))
+                        raise
+                    sock.recv(taken)
             finally:
                 del self._unnamed[scope]
         return line.port

@@ -1,0 +1,469 @@
+"""The AF_UNIX sockets: Firecracker's clients both ways, hostile ones, and paths."""
+
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from microvm.config import VsockConfig
+from microvm.errors import ConfigError
+from microvm_devices.vsock import limits
+from microvm_devices.vsock.device import VsockDevice
+from microvm_devices.vsock.packet import Op
+from microvm_devices.vsock.testing import GuestVsock
+
+PORT = 1024
+
+
+@asynccontextmanager
+async def machine(
+    path: Path, *, serve: bool = True
+) -> AsyncIterator[tuple[VsockDevice, GuestVsock]]:
+    device, guest = VsockDevice(VsockConfig(uds_path=path)), GuestVsock()
+    async with guest.attached(device), trio.open_nursery() as nursery:
+        if serve:
+            nursery.start_soon(guest.serve)
+        yield device, guest
+        nursery.cancel_scope.cancel()
+
+
+async def receive_exactly(client: trio.SocketStream, length: int) -> bytes:
+    received = b""
+    while len(received) < length:
+        part = await client.receive_some(length - len(received))
+        assert part, received
+        received += part
+    return received
+
+
+async def ok(client: trio.SocketStream) -> int:
+    """The host port of the OK line; not a byte more is read."""
+    line = b""
+    while not line.endswith(b"\n"):
+        line += await receive_exactly(client, 1)
+    word, port = line.split()
+    assert word == b"OK"
+    return int(port)
+
+
+# --- Firecracker's dialect -------------------------------------------------------------------
+
+
+async def test_a_firecracker_client_reaches_a_guest_port(tmp_path: Path) -> None:
+    async with machine(tmp_path / "v.sock") as (_, guest):
+        incoming = guest.listen(52)
+        async with await trio.open_unix_socket(tmp_path / "v.sock") as client:
+            await client.send_all(b"CONNECT 52\n")
+            far = await incoming.receive()
+            assert await ok(client) == far.host_port
+            await client.send_all(b"question")
+            assert await far.receive_some() == b"question"
+            await far.send_all(b"answer")
+            assert await client.receive_some() == b"answer"
+            await client.send_eof()
+            assert await far.receive_all() == b""
+            await far.aclose()
+            assert await client.receive_some() == b""
+
+
+async def test_a_firecracker_server_is_reached_by_the_guest(tmp_path: Path) -> None:
+    async with machine(tmp_path / "v.sock") as (device, guest):
+        with socket.socket(socket.AF_UNIX) as raw:
+            raw.bind(str(tmp_path / f"v.sock_{PORT}"))
+            raw.listen()
+            raw.setblocking(False)
+            far = await guest.connect(PORT)
+            connection, _ = raw.accept()
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
+        async with stream:
+            await far.send_all(b"from the guest")
+            assert await stream.receive_some() == b"from the guest"
+            await stream.send_all(b"from the host")
+            assert await far.receive_some() == b"from the host"
+        assert await far.receive_all() == b""
+        await trio.testing.wait_all_tasks_blocked()
+        assert device.statistics.connections == 0
+
+
+async def test_a_listener_in_this_process_comes_before_a_socket(tmp_path: Path) -> None:
+    async with machine(tmp_path / "v.sock") as (device, guest), device.listen(PORT) as listener:
+        with socket.socket(socket.AF_UNIX) as raw:
+            raw.bind(str(tmp_path / f"v.sock_{PORT}"))
+            raw.listen()
+            far = await guest.connect(PORT)
+            async with await listener.accept():
+                assert far.established
+
+
+# --- 60: the CONNECT line --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("piece", [1, 2, 5, 1000])
+async def test_bytes_behind_the_line_reach_the_guest_however_they_are_cut(
+    tmp_path: Path, piece: int
+) -> None:
+    async with machine(tmp_path / "v.sock") as (_, guest):
+        incoming = guest.listen(52)
+        async with await trio.open_unix_socket(tmp_path / "v.sock") as client:
+            sent = b"CONNECT 52\n" + bytes(range(256))
+            for start in range(0, len(sent), piece):
+                await client.send_all(sent[start : start + piece])
+            far = await incoming.receive()
+            received = b""
+            while len(received) < 256:
+                received += await far.receive_some()
+            assert received == bytes(range(256))
+            await ok(client)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"garbage\n", b"CONNECT 4294967296\n", b"CONNECT x\n", b"\n", b"x" * 33, b"CONNECT -1\n"],
+)
+async def test_another_line_closes_the_connection_without_a_word(
+    tmp_path: Path, line: bytes
+) -> None:
+    async with machine(tmp_path / "v.sock") as (_, guest):
+        async with await trio.open_unix_socket(tmp_path / "v.sock") as client:
+            await client.send_all(line)
+            assert await client.receive_some() == b""
+        assert guest.streams == {}
+
+
+async def test_a_port_nobody_listens_on_closes_the_connection_at_once(tmp_path: Path) -> None:
+    async with machine(tmp_path / "v.sock") as (device, _):
+        async with await trio.open_unix_socket(tmp_path / "v.sock") as client:
+            await client.send_all(b"CONNECT 52\n")
+            assert await client.receive_some() == b""
+        assert device.statistics.connections == 0
+
+
+@pytest.mark.parametrize("said", [b"", b"CONN", b"CONNECT 52"])
+async def test_ch_6621_a_client_that_leaves_before_the_end_of_its_line_does_no_harm(
+    tmp_path: Path, said: bytes
+) -> None:
+    async with machine(tmp_path / "v.sock") as (device, guest):
+        for _ in range(3):
+            async with await trio.open_unix_socket(tmp_path / "v.sock") as client:
+                if said:
+                    await client.send_all(said)
+        await trio.testing.wait_all_tasks_blocked()
+        assert device.statistics.connections == 0
+        incoming = guest.listen(52)
+        async with await trio.open_unix_socket(tmp_path / "v.sock") as client:
+            await client.send_all(b"CONNECT 52\n")
+            await incoming.receive()
+            await ok(client)
+
+
+async def test_ch_6798_a_client_that_leaves_after_its_line_does_no_harm(tmp_path: Path) -> None:
+    async with machine(tmp_path / "v.sock") as (device, guest):
+        incoming = guest.listen(52)
+        for _ in range(20):
+            client = await trio.open_unix_socket(tmp_path / "v.sock")
+            await client.send_all(b"CONNECT 52\nlast words")
+            await client.aclose()
+            # Nobody hears the OK, but what was said is delivered.
+            far = await incoming.receive()
+            assert await far.receive_all() == b"last words"
+            await far.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        assert device.statistics.connections == 0
+
+
+async def test_ch_3485_a_client_that_half_closes_before_ok_gets_its_answer(tmp_path: Path) -> None:
+    async with machine(tmp_path / "v.sock") as (_, guest):
+        incoming = guest.listen(52)
+        async with await trio.open_unix_socket(tmp_path / "v.sock") as client:
+            await client.send_all(b"CONNECT 52\nrequest")
+            await client.send_eof()
+            far = await incoming.receive()
+            assert await far.receive_all() == b"request"
+            await far.send_all(b"answer")
+            await far.aclose()
+            await ok(client)
+            assert await receive_exactly(client, 6) == b"answer"
+            assert await client.receive_some() == b""
+
+
+def test_slow_clients_are_closed_in_bounded_time_and_do_not_hold_up_others(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path / "v.sock") as (_, guest):
+            incoming = guest.listen(52)
+            began = trio.current_time()
+            async with await trio.open_unix_socket(tmp_path / "v.sock") as slow:
+                await slow.send_all(b"CONNECT ")
+                async with await trio.open_unix_socket(tmp_path / "v.sock") as quick:
+                    await quick.send_all(b"CONNECT 52\n")
+                    await incoming.receive()
+                    await ok(quick)
+                # One byte a second.
+                with pytest.raises(trio.BrokenResourceError):
+                    while True:
+                        await slow.send_all(b"0")
+                        await trio.sleep(1)
+            assert trio.current_time() - began <= limits.CONNECT_LINE_TIMEOUT_S + 1
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.01))
+
+
+@pytest.mark.parametrize("attached", [True, False])
+def test_a_guest_that_does_not_answer_is_given_up_after_two_seconds(
+    tmp_path: Path, attached: bool
+) -> None:
+    async def main() -> None:
+        device, guest = VsockDevice(VsockConfig(uds_path=tmp_path / "v.sock")), GuestVsock()
+        async with device.lifespan(), trio.open_nursery() as nursery:
+            if attached:
+                await nursery.start(running, guest, device)
+            async with await trio.open_unix_socket(tmp_path / "v.sock") as client:
+                began = trio.current_time()
+                await client.send_all(b"CONNECT 52\n")
+                assert await client.receive_some() == b""
+                waited = trio.current_time() - began
+                assert 0.9 * limits.CONNECT_TIMEOUT_S < waited < 1.2 * limits.CONNECT_TIMEOUT_S
+                assert device.statistics.connections == 0
+            nursery.cancel_scope.cancel()
+
+    async def running(guest: GuestVsock, device: VsockDevice, *, task_status) -> None:
+        async with guest.running(device):
+            task_status.started()
+            await trio.sleep_forever()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.01))
+
+
+async def test_a_thousand_idle_clients_do_not_keep_the_next_one_out(tmp_path: Path) -> None:
+    async with machine(tmp_path / "v.sock") as (device, guest):
+        incoming = guest.listen(52)
+        idle = []
+        for _ in range(1000):
+            idle.append(await trio.open_unix_socket(tmp_path / "v.sock"))
+            await trio.lowlevel.checkpoint()
+        async with await trio.open_unix_socket(tmp_path / "v.sock") as client:
+            await client.send_all(b"CONNECT 52\n")
+            await incoming.receive()
+            await ok(client)
+        await trio.testing.wait_all_tasks_blocked()
+        assert device._uds is not None
+        assert len(device._uds._unnamed) <= limits.MAX_UNNAMED_CLIENTS
+        for client in idle:
+            await client.aclose()
+
+
+# --- 61: guest to host -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind", ["missing", "stale", "file", "directory", "symlink", "datagram", "other user"]
+)
+async def test_a_port_without_a_socket_that_serves_us_is_refused_at_once(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / f"v.sock_{PORT}"
+    async with machine(tmp_path / "v.sock", serve=False) as (_, guest):
+        raw = None
+        if kind in ("stale", "symlink", "datagram", "other user"):
+            type_ = socket.SOCK_DGRAM if kind == "datagram" else socket.SOCK_STREAM
+            raw = socket.socket(socket.AF_UNIX, type_)
+            raw.bind(str(path if kind != "symlink" else tmp_path / "elsewhere"))
+            if type_ == socket.SOCK_STREAM:
+                raw.listen()
+        if kind == "stale":
+            assert raw is not None
+            raw.close()
+        elif kind == "symlink":
+            path.symlink_to(tmp_path / "elsewhere")
+        elif kind == "other user":
+            if os.geteuid():
+                pytest.skip("only root can give a socket to another user")
+            os.chown(path, 12345, 12345)
+        elif kind == "file":
+            path.write_text("")
+        elif kind == "directory":
+            path.mkdir()
+        guest.send(Op.REQUEST, 1, PORT)
+        assert [packet.op for packet in await guest.settled()] == [Op.RST]
+        if raw is not None:
+            raw.close()
+
+
+# --- 82, 83, 84: paths -----------------------------------------------------------------------
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+async def test_the_socket_is_for_its_owner_alone_whatever_the_umask(
+    tmp_path: Path, umask: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        async with VsockDevice(VsockConfig(uds_path=tmp_path / "v.sock")).lifespan():
+            assert mode(tmp_path / "v.sock") & 0o177 == 0
+            os.umask(before)
+    finally:
+        os.umask(before)
+
+
+async def test_the_path_is_removed_at_the_end_and_after_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "v.sock"
+    with pytest.raises(KeyError):
+        async with VsockDevice(VsockConfig(uds_path=path)).lifespan():
+            assert stat.S_ISSOCK(path.lstat().st_mode)
+            raise KeyError
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "v.sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    async with machine(path) as (_, guest):
+        incoming = guest.listen(52)
+        async with await trio.open_unix_socket(path) as client:
+            await client.send_all(b"CONNECT 52\n")
+            await incoming.receive()
+            await ok(client)
+
+
+@pytest.mark.parametrize("kind", ["live", "busy", "file", "directory", "symlink", "dangling"])
+async def test_nothing_else_is_ever_replaced(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "v.sock"
+    held: list[socket.socket] = []
+    if kind in ("live", "busy"):
+        raw = socket.socket(socket.AF_UNIX)
+        held.append(raw)
+        raw.bind(str(path))
+        raw.listen(0)
+        while kind == "busy":
+            client = socket.socket(socket.AF_UNIX)
+            held.append(client)
+            client.setblocking(False)
+            try:
+                client.connect(str(path))
+            except BlockingIOError:
+                break
+    elif kind == "file":
+        path.write_text("precious")
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "symlink":
+        (tmp_path / "target").write_text("precious")
+        path.symlink_to(tmp_path / "target")
+    elif kind == "dangling":
+        path.symlink_to(tmp_path / "nowhere")
+    before = path.lstat().st_ino
+    with pytest.raises(ConfigError, match="uds_path"):
+        async with VsockDevice(VsockConfig(uds_path=path)).lifespan():
+            pass
+    assert path.lstat().st_ino == before
+    for sock in held:
+        sock.close()
+
+
+async def test_the_name_is_left_if_it_has_become_somebody_elses(tmp_path: Path) -> None:
+    path = tmp_path / "v.sock"
+    async with VsockDevice(VsockConfig(uds_path=path)).lifespan():
+        path.unlink()
+        path.write_text("precious")
+    assert path.read_text() == "precious"
+
+
+async def test_of_many_starters_on_a_stale_path_one_wins(tmp_path: Path) -> None:
+    path = tmp_path / "v.sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    results: list[str] = []
+    all_tried = trio.Event()
+
+    async def start() -> None:
+        try:
+            async with VsockDevice(VsockConfig(uds_path=path)).lifespan():
+                results.append("won")
+                await all_tried.wait()
+        except ConfigError:
+            results.append("lost")
+        if len(results) == 5:
+            all_tried.set()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(start)
+        await trio.testing.wait_all_tasks_blocked(cushion=0.02)
+        all_tried.set()
+    assert sorted(results) == ["lost"] * 4 + ["won"]
+
+
+def test_a_directory_locked_by_another_program_is_an_error_in_bounded_time(tmp_path: Path) -> None:
+    import fcntl
+
+    async def main() -> None:
+        fd = os.open(tmp_path, os.O_RDONLY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            with pytest.raises(ConfigError, match="lock"):
+                async with VsockDevice(VsockConfig(uds_path=tmp_path / "v.sock")).lifespan():
+                    pass
+        finally:
+            os.close(fd)
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+async def test_a_path_too_long_for_an_address_works_both_ways(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 100) / ("e" * 100)
+    deep.mkdir(parents=True)
+    path = deep / "v.sock"
+    before = os.getcwd()
+    async with machine(path) as (_, guest):
+        incoming = guest.listen(52)
+        os.chdir(deep)
+        try:
+            async with await trio.open_unix_socket("v.sock") as client:
+                await client.send_all(b"CONNECT 52\n")
+                await incoming.receive()
+                await ok(client)
+            with socket.socket(socket.AF_UNIX) as raw:
+                raw.bind(f"v.sock_{PORT}")
+                raw.listen()
+                assert (await guest.connect(PORT)).established
+                raw.accept()[0].close()
+        finally:
+            os.chdir(before)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [
+        ("missing/v.sock", "can't be opened"),
+        ("file/v.sock", "can't be opened"),
+        ("open/v.sock", "others can replace"),
+        ("x" * 120, "too long"),
+    ],
+)
+async def test_a_path_that_cannot_be_used_says_why(tmp_path: Path, where: str, what: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(ConfigError, match=what):
+        async with VsockDevice(VsockConfig(uds_path=tmp_path / where)).lifespan():
+            pass
+
+
+async def test_a_failed_start_leaves_no_descriptor(tmp_path: Path) -> None:
+    (tmp_path / "v.sock").write_text("")
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ConfigError):
+        async with VsockDevice(VsockConfig(uds_path=tmp_path / "v.sock")).lifespan():
+            pass
+    assert len(os.listdir("/proc/self/fd")) == before
