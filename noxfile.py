@@ -16,6 +16,7 @@ from pathlib import Path
 import nox
 
 sys.path.insert(0, str(Path(__file__).parent))
+from tools import matrix as matrix_sets
 from tools import pythons, system
 
 ROOT = Path(__file__).parent
@@ -32,35 +33,38 @@ nox.options.reuse_existing_virtualenvs = True
 
 
 @functools.cache
-def _emptied(path: Path) -> Path:
+def _folder_once(path: Path) -> list[Path]:
+    """Empty `path` the first time in this run of nox; the list is non-empty once it is filled."""
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
-    return path
-
-
-@functools.cache
-def _wheel_builder() -> list[Path]:
     return []
 
 
 def _wheels(session: nox.Session) -> Path:
-    """The folder with our wheels, built by the first session that asks in this run of nox."""
+    """The folder with our wheels and all they depend on, filled once in a run of nox."""
     folder = Path(session.cache_dir) / "wheels"
-    if not _wheel_builder():
-        _emptied(folder)
+    filled = _folder_once(folder)
+    if not filled:
+        examples = [f"./docs/examples/{name}" for name in matrix_sets.EXAMPLES]
+        ours = [f"./{name}" for name in DISTRIBUTIONS]
         session.run(
-            "python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder),
-            *(f"./{name}" for name in DISTRIBUTIONS), silent=True,
-        )  # fmt: skip
-        _wheel_builder().append(folder)
+            "python", "-m", "pip", "wheel", "--quiet", "--wheel-dir", str(folder), *ours, *examples
+        )
+        filled.append(folder)
     return folder
 
 
-def _install_ours(session: nox.Session, *requirements: str, also: tuple[str, ...] = ()) -> None:
-    """Install our own wheels (never a published release of the same name) and `also`."""
-    folder = _wheels(session)
-    ours = [str(next(folder.glob(f"{name.replace('-', '_')}-*.whl"))) for name in requirements]
-    session.install(*ours, *also)
+def _install_ours(session: nox.Session, *requirements: str) -> None:
+    """Install from our own wheels alone: a release of the same name elsewhere is never taken.
+
+    Twice, since pip keeps what has the version it wants, and ours has changed under that version.
+    """
+    from_wheels = ("--no-index", "--find-links", str(_wheels(session)))
+    session.install(*from_wheels, *requirements)
+    names = sorted({name for name in (*DISTRIBUTIONS, *requirements) if "[" not in name})
+    there = session.run("python", "-m", "pip", "list", "--format=freeze", silent=True) or ""
+    mine = [name for name in names if f"{name}==" in there]
+    session.install(*from_wheels, "--force-reinstall", "--no-deps", *mine)
 
 
 def _lowest() -> list[str]:
@@ -102,7 +106,8 @@ def lint(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Everything that needs no Linux guest, on each Python, with the newest dependencies."""
     system.require(session, system.RUN, system.AGENT)
-    _install_ours(session, *DISTRIBUTIONS, also=TEST_TOOLS)
+    session.install(*TEST_TOOLS)
+    _install_ours(session, *DISTRIBUTIONS)
     _pytest(session, "-n", "2", "-m", "not linux_guest")
 
 
@@ -110,15 +115,25 @@ def tests(session: nox.Session) -> None:
 def lowest(session: nox.Session) -> None:
     """The same on the oldest Python with the lowest version of each dependency."""
     system.require(session, system.RUN, system.AGENT)
-    _install_ours(session, *DISTRIBUTIONS, also=(*_lowest(), *TEST_TOOLS))
+    session.install(*_lowest(), *TEST_TOOLS)
+    _install_ours(session, *DISTRIBUTIONS)
     _pytest(session, "-n", "2", "-m", "not linux_guest")
+
+
+@nox.session(python=THIS_PYTHON)
+@nox.parametrize("installed", list(matrix_sets.SETS))
+def matrix(session: nox.Session, installed: str) -> None:
+    """Each set of distributions by itself: what it finds, and what it says of the rest."""
+    _install_ours(session, *matrix_sets.SETS[installed].requirements)
+    session.run("python", "tools/matrix.py", installed)
 
 
 @nox.session(python=THIS_PYTHON)
 def guest(session: nox.Session) -> None:
     """What boots Linux guests, under QEMU, with the image built here if there is none yet."""
     system.require(session, system.RUN, system.IMAGE)
-    _install_ours(session, *DISTRIBUTIONS, also=TEST_TOOLS)
+    session.install(*TEST_TOOLS)
+    _install_ours(session, *DISTRIBUTIONS)
     session.run("microvm", "image", "build")
     _pytest(session, "-m", "linux_guest")
 
