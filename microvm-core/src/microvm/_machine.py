@@ -238,6 +238,7 @@ class Machine:
             self._ready_known.set()
         if started:
             assert self._plugins is not None
+            assert self._outcome is not None
             self._plugins.notify_machine_stopped(self, self._outcome)
 
     # --- what it is ----------------------------------------------------------------------

@@ -12,25 +12,27 @@ from microvm.abc import GuestChannels
 from microvm.errors import ConfigError, GuestRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from trio.abc import HalfCloseableStream
 
-    Handler = Callable[[HalfCloseableStream], Awaitable[None]]
+    MemoryStream = trio.StapledStream[
+        trio.testing.MemorySendStream, trio.testing.MemoryReceiveStream
+    ]
 
 
-class MemoryListener(trio.abc.Listener[trio.StapledStream]):
+class MemoryListener(trio.abc.Listener["MemoryStream"]):
     """What `listen` gives: streams arrive in the order in which the other side connected."""
 
     def __init__(self, on_close: Callable[[], None]) -> None:
-        self._send, self._receive = trio.open_memory_channel[trio.StapledStream](math.inf)
+        self._send, self._receive = trio.open_memory_channel["MemoryStream"](math.inf)
         self._on_close = on_close
 
-    def deliver(self, stream: trio.StapledStream) -> None:
+    def deliver(self, stream: MemoryStream) -> None:
         """Queue a stream for `accept`."""
         self._send.send_nowait(stream)
 
-    async def accept(self) -> trio.StapledStream:
+    async def accept(self) -> MemoryStream:
         """Wait for the next stream."""
         try:
             return await self._receive.receive()
@@ -63,8 +65,11 @@ class _Side(GuestChannels):
     def listen(self, port: int) -> MemoryListener:
         if port in self.listeners:
             raise ConfigError(f"Port {port} has a listener already.")
-        listener = MemoryListener(lambda: self.listeners.pop(port, None) and None)
-        self.listeners[port] = listener
+
+        def free() -> None:
+            self.listeners.pop(port, None)
+
+        listener = self.listeners[port] = MemoryListener(free)
         return listener
 
 
