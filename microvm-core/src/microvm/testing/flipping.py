@@ -1,14 +1,14 @@
-"""A guest that rewrites its memory between any two steps of the host (time of check, time of use).
+"""A guest that acts between any two steps of the host: time of check, time of use, lost wake-ups.
 
-No second thread and no luck: the rewriting is done by a trace function, after every bytecode of
-the code under test. What the code reads twice, it reads differently.
+No second thread and no luck: a trace function lets the guest act after every bytecode of the
+code under test. A built-in call (`struct.unpack_from`, a store to a memoryview) is one step.
 """
 
 from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,31 @@ if TYPE_CHECKING:
 
 
 @contextmanager
+def acting_between_steps(action: Callable[[int], object]) -> Iterator[None]:
+    """Call `action` with the step's number after each bytecode of functions called in the body.
+
+    Only in this thread, and only for functions that the body calls: not for the body itself.
+    What `action` does is not interrupted in turn (CPython does not trace a trace function).
+    """
+    steps = itertools.count()
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            action(next(steps))
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+@contextmanager
 def flipping(memory: GuestMemory, address: int, variants: Sequence[bytes]) -> Iterator[None]:
     """While the body runs, make the bytes at `address` each of `variants` in turn.
-
-    They change after each bytecode of every Python function called from the body, in this
-    thread. What one built-in call reads (`struct.unpack_from`, a slice) it reads as a whole.
 
     Args:
         memory: The guest's RAM.
@@ -33,15 +53,9 @@ def flipping(memory: GuestMemory, address: int, variants: Sequence[bytes]) -> It
     view = memory.slice(address, max(map(len, variants)))
     turns = itertools.cycle(variants)
 
-    def flip(frame: FrameType, event: str, argument: Any) -> Any:
-        frame.f_trace_opcodes = True
+    def flip(step: int) -> None:
         data = next(turns)
         view[: len(data)] = data
-        return flip
 
-    before = sys.gettrace()
-    sys.settrace(flip)
-    try:
+    with acting_between_steps(flip):
         yield
-    finally:
-        sys.settrace(before)

@@ -22,10 +22,10 @@ import os
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
 
 import trio
 
-from microvm.abc import VirtioDevice
 from microvm.memory import GuestMemory, GuestRegion
 from microvm.testing.queue_driver import FakeDoorbell, FakeIrqLine, GuestHeap, QueueDriver
 from microvm.virtio.features import RING_FEATURES
@@ -49,6 +49,9 @@ from microvm.virtio.vhost_user.message import (
 )
 from microvm.virtio.vhost_user.server import serve_vhost_user
 
+if TYPE_CHECKING:
+    from microvm.abc import VirtioDevice
+
 USER_BASE = 0x7F00_0000_0000
 """Where this front end says it has mapped guest address 0."""
 LOW_END = 0xF0000
@@ -56,6 +59,8 @@ HIGH_START = 0x100000
 """Guest RAM has a hole below 1 MiB, as QEMU's `microvm` machine leaves for its firmware."""
 
 DEFAULT_MEMORY_BYTES = 4 * 1024 * 1024
+
+_NOTHING: Final = Empty()
 
 
 class EventFdDoorbell(FakeDoorbell):
@@ -111,13 +116,10 @@ class VhostUserFrontEnd:
         self.memory_fd = os.memfd_create("guest-ram", os.MFD_CLOEXEC)
         os.ftruncate(self.memory_fd, memory_bytes)
         self._mapping = mmap.mmap(self.memory_fd, memory_bytes)
-        whole = memoryview(self._mapping)
-        self.memory = GuestMemory(
-            [
-                GuestRegion(start=0, view=whole[:LOW_END]),
-                GuestRegion(start=HIGH_START, view=whole[HIGH_START:]),
-            ]
-        )
+        with memoryview(self._mapping) as whole:
+            low = GuestRegion(start=0, view=whole[:LOW_END])
+            high = GuestRegion(start=HIGH_START, view=whole[HIGH_START:])
+        self.memory = GuestMemory([low, high])
         self._doorbells = [EventFdDoorbell() for _ in range(queues)]
         self._irqs = [EventFdIrqLine() for _ in range(queues)]
         self.errors = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(queues)]
@@ -133,6 +135,8 @@ class VhostUserFrontEnd:
 
     def reset(self) -> None:
         """Reset the driver: rings and buffers anew. The device must be stopped."""
+        for queue in self.queues:
+            queue.release()
         heap = GuestHeap(HIGH_START, self.memory.regions[-1].end)
         self.bases = [0] * len(self._doorbells)
         self.queues = tuple(
@@ -233,8 +237,8 @@ class VhostUserFrontEnd:
     async def tell(
         self,
         request: Request,
-        payload: Payload = Empty(),
-        fds: Sequence[int] = (),  # noqa: B008
+        payload: Payload = _NOTHING,
+        fds: Sequence[int] = (),
     ) -> None:
         """Send a message that has no reply."""
         await self.send(encode_request(request, encode_payload(payload)), fds)
@@ -242,7 +246,7 @@ class VhostUserFrontEnd:
     async def ask(
         self,
         request: Request,
-        payload: Payload = Empty(),  # noqa: B008
+        payload: Payload = _NOTHING,
         fds: Sequence[int] = (),
         *,
         need_reply: bool = False,
@@ -285,10 +289,9 @@ class VhostUserFrontEnd:
             queue.release()
         self.memory.release()
         self._mapping.close()
-        for fd in (self.memory_fd, *self.errors):
+        signals = [doorbell.fd for doorbell in self._doorbells] + [irq.fd for irq in self._irqs]
+        for fd in (self.memory_fd, *self.errors, *signals):
             os.close(fd)
-        for signal in (*self._doorbells, *self._irqs):
-            os.close(signal.fd)
 
 
 @asynccontextmanager
@@ -298,7 +301,7 @@ async def front_end(
     """Serve `device` to a front end that has been realized and not started.
 
     Leaving the block hangs up and waits for the server to end by itself; what the server
-    raises comes out of the block.
+    raises comes out of the block, in an exception group.
     """
     ours, theirs = socket.socketpair()
     vmm = VhostUserFrontEnd(

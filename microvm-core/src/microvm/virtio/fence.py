@@ -10,9 +10,11 @@ descriptor is loaded after the index that announced it; only a load may pass an 
 CPython compiles nothing together across two bytecodes, so the compiler has no say.
 
 A fence out of plain Python: taking an uncontended `threading.Lock` is an atomic
-compare-and-exchange in every CPython (a POSIX semaphore's `sem_trywait` up to 3.12, `PyMutex`
-from 3.13), that is, an instruction with a LOCK prefix, which drains the store buffer (Intel SDM
-volume 3A, 9.2.3.9). Measured: 0.2 us, once a batch.
+compare-and-exchange in every CPython (`sem_trywait` on a POSIX semaphore, `PyMutex` in later
+ones), that is, an instruction with a LOCK prefix, which drains the store buffer (Intel SDM volume
+3A, 9.2.3.9). A lock that is made for the purpose and dropped is never contended, in no thread,
+and also where a fence interrupts a fence (signal handlers, finalizers, trace functions), which
+with a lock that lives would wait for itself. Measured: 0.11 us, once a batch.
 
 Elsewhere this is *not* proven: on 64-bit Arm the same lock is an acquire and a release, which
 together let a store sink and a load rise until they have passed each other, and the orders named
@@ -29,18 +31,9 @@ from typing import Final
 TOTAL_STORE_ORDER: Final = platform.machine().lower() in {"x86_64", "amd64"}
 """Whether this machine's memory model is the one that the argument above is about."""
 
-
-class _OwnLock(threading.local):
-    """A lock for each thread: never contended, so taking it never waits and never fails early."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-
-
-_own = _OwnLock()
+_new_lock = threading.Lock
 
 
 def fence() -> None:
     """Order every store before the call ahead of every load after it."""
-    with _own.lock:
-        pass
+    _new_lock().acquire()

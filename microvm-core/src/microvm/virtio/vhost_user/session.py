@@ -67,7 +67,6 @@ from microvm.virtio.vhost_user.message import (
 )
 from microvm.virtio.vhost_user.plan import Handle, Ring, RunPlan
 
-
 # Bits that a VMM may offer its guest by itself and then pass on to us. None changes what we see.
 _OF_THE_VMM: Final = NOTIFY_ON_EMPTY | ANY_LAYOUT | RING_RESET
 
