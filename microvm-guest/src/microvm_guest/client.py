@@ -19,6 +19,7 @@ from microvm.abc import Guest, GuestProcess, RunResult, TtySize
 from microvm.errors import CommandFailed, GuestGone, GuestProtocolError, MicrovmError
 from microvm_guest._outbox import Outbox
 from microvm_guest._replies import Reply, again
+from microvm_guest._tasks import serving
 from microvm_guest.process import AgentProcess
 from microvm_guest.protocol import NEED_DATA, AgentConnection, Event, RunFlag, RunRequest
 from microvm_guest.protocol import events as e
@@ -37,17 +38,10 @@ async def open_client(stream: Stream) -> AsyncIterator[AgentClient]:
 
     The body's errors come out as they are, not in a group.
     """
-    failure: BaseException | None = None
-    async with trio.open_nursery() as nursery:
+    async with serving() as nursery:
         client = AgentClient(stream)
         nursery.start_soon(client.serve)
-        try:
-            yield client
-        except BaseException as error:
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+        yield client
 
 
 class AgentClient(Guest):
@@ -271,16 +265,20 @@ class AgentClient(Guest):
         now = time.time_ns() if wall_time_ns is None else wall_time_ns
         self._outbox.put(self._connection.set_clock(now))
 
-    async def shutdown(self) -> None:
+    async def shutdown(self, *, power_off: bool = False) -> None:
         """Ask the guest to end itself; see `Guest.shutdown`.
 
         A guest whose agent goes without an answer counts as one that has agreed.
+
+        Args:
+            power_off: Cut the power, for machines that have a way to; the default is a reset,
+                which ends a machine that does not reboot.
         """
         await self._outbox.room()
         if not self._going_down:
             self._check_alive()
             self._going_down = True
-            self._outbox.put(self._connection.shutdown())
+            self._outbox.put(self._connection.shutdown(power_off=power_off))
         await self._goodbye.wait()
 
 

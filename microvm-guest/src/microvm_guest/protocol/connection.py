@@ -95,7 +95,7 @@ class AgentConnection:
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> None:
         """Add bytes from the agent; call `next_event` until `NEED_DATA` before the next ones."""
-        if not self._refused:
+        if not self._refused and self._violation is None:
             self._reader.feed(data)
 
     def next_event(self) -> Event | NeedData:

@@ -164,7 +164,7 @@ class FrameReader:
         name = FrameType(kind).name
         if not rule.min_payload <= length <= rule.max_payload:
             raise ProtocolViolation(f"a {name} frame with a payload of {length} bytes")
-        if reserved or flags & ~rule.flags:
+        if reserved or flags & ~int(rule.flags):
             raise ProtocolViolation(f"a {name} frame with bits set that have no meaning")
         if not rule.either and rule.on_stream is (stream == CONNECTION):
             raise ProtocolViolation(f"a {name} frame on stream {stream}")

@@ -13,6 +13,7 @@ import trio
 
 from microvm.abc import GuestChannels, GuestLink, Provisioner
 from microvm.config import BootSource, MachineConfig
+from microvm_guest._tasks import serving
 from microvm_guest.client import AgentClient
 from microvm_guest.protocol import HOST_PORT
 
@@ -37,19 +38,12 @@ class AgentProvisioner(Provisioner):
     @asynccontextmanager
     async def attach(self, channels: GuestChannels) -> AsyncIterator[AgentLink]:
         """Listen for the agent; when the block is left, the client it became is closed."""
-        failure: BaseException | None = None
         listener = channels.listen(HOST_PORT)
         try:
-            async with trio.open_nursery() as nursery:
-                try:
-                    yield AgentLink(listener, nursery)
-                except BaseException as error:
-                    failure = error
-                nursery.cancel_scope.cancel()
+            async with serving() as nursery:
+                yield AgentLink(listener, nursery)
         finally:
             await trio.aclose_forcefully(listener)
-        if failure is not None:
-            raise failure
 
 
 class AgentLink(GuestLink):
