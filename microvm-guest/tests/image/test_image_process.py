@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from microvm_guest.image.errors import BuildError
+from microvm_guest.image.errors import BuildError, CacheError
 from microvm_guest.image.process import (
     MAX_LINE_BYTES,
     TAIL_LINES,
@@ -56,7 +56,7 @@ def test_a_step_that_a_signal_ends_says_which() -> None:
 
 
 def test_a_full_disk_is_told_from_other_failures() -> None:
-    with pytest.raises(BuildError) as caught:
+    with pytest.raises(CacheError, match="full") as caught:
         run(["sh", "-c", "echo 'cc1: No space left on device' >&2; exit 1"], what="x")
     assert "MICROVM_CACHE_DIR" in str(caught.value.remedy)
 
@@ -66,6 +66,12 @@ def test_a_missing_program_is_named(use: object) -> None:
     assert callable(use)
     with pytest.raises(BuildError, match="no-such-program-anywhere"):
         use(["no-such-program-anywhere"])
+
+
+def test_noise_does_not_push_the_words_that_matter_out() -> None:
+    script = "echo cause; for i in $(seq 100); do echo noise; done; exit 1"
+    with pytest.raises(BuildError, match="cause"):
+        run(["sh", "-c", script], what="x", is_noise=lambda line: line == "noise")
 
 
 def test_a_line_without_end_comes_in_pieces() -> None:

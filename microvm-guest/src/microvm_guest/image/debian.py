@@ -118,7 +118,13 @@ def _download(candidate: Candidate, folder: Path, progress: Progress) -> None:
         # apt would change to a user of its own, who can't write to our cache.
         argv += ["-o", "APT::Sandbox::User=root"]
     try:
-        run([*argv, candidate.package], what=label, cwd=folder, on_line=on_line)
+        run(
+            [*argv, candidate.package],
+            what=label,
+            cwd=folder,
+            on_line=on_line,
+            is_noise=lambda line: line.startswith("dlstatus:"),
+        )
     except BuildError as error:
         raise SourceUnavailable(
             f"apt could not fetch {candidate.package}: {error.message}",

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from microvm_guest.image.errors import BuildError
+from microvm_guest.image.errors import BuildError, CacheError
 
 TAIL_LINES = 20
 MAX_LINE_BYTES = 64 * 1024
@@ -104,6 +104,7 @@ def run(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     on_line: Callable[[str], None] = lambda _line: None,
+    is_noise: Callable[[str], bool] = lambda _line: False,
 ) -> None:
     """Run a build step to its end, giving each line it prints to `on_line`.
 
@@ -113,15 +114,18 @@ def run(
         cwd: Directory to run it in.
         env: Variables on top of `clean_environ`.
         on_line: Gets each line of stdout and stderr, without its end, in this thread.
+        is_noise: Tells lines that no error needs to show.
 
     Raises:
         BuildError: it ended with another code than 0; the error holds its last lines.
+        CacheError: likewise, and they say that the disk is full.
     """
     tail: deque[str] = deque(maxlen=TAIL_LINES)
     with guarded(argv, cwd=cwd, env=env) as process:
         assert process.stdout is not None
         for line in lines(process.stdout):
-            tail.append(line)
+            if not is_noise(line):
+                tail.append(line)
             on_line(line)
         code = exit_code(process)
     if code:
@@ -141,16 +145,20 @@ def exit_code(process: subprocess.Popen[bytes]) -> int:
     return info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
 
 
-def step_failed(what: str, argv: Sequence[str], code: int, tail: Iterable[str]) -> BuildError:
+def step_failed(
+    what: str, argv: Sequence[str], code: int, tail: Iterable[str]
+) -> BuildError | CacheError:
     """The error for a step that ended with `code` (negative: by that signal)."""
     last = [line for line in tail if line]
     how = f"with exit code {code}" if code >= 0 else f"by signal {-code}"
+    message = f"{what}: {argv[0]} ended {how}."
     if any("No space left on device" in line for line in last):
-        remedy = "The disk is full: free about 2 GiB, or set MICROVM_CACHE_DIR to a larger one."
-    else:
-        remedy = "What it printed last stands below." if last else "It printed nothing."
-    text = "\n".join([remedy, *(f"  {line}" for line in last)])
-    return BuildError(f"{what}: {argv[0]} ended {how}.", remedy=text)
+        return CacheError(
+            f"{message} The disk is full.",
+            remedy="Free about 2 GiB, or set MICROVM_CACHE_DIR to a directory on a larger one.",
+        )
+    remedy = "What it printed last stands below." if last else "It printed nothing."
+    return BuildError(message, remedy="\n".join([remedy, *(f"  {line}" for line in last)]))
 
 
 def output_of(argv: Sequence[str], *, what: str, cwd: Path | None = None) -> str:
