@@ -59,3 +59,13 @@ def test_each_name_of_the_facade_can_be_fetched():
     imported_by("import microvm\nfor name in microvm.__all__: getattr(microvm, name)")
     with pytest.raises(subprocess.CalledProcessError):
         imported_by("import microvm; microvm.no_such_name")
+
+
+def test_loading_every_plugin_of_ours_imports_neither_trio_nor_cffi():
+    modules = imported_by(
+        "from microvm.plugins import installed_plugins\n"
+        "states = {s.record.key: s.state.value for s in installed_plugins().examine()}\n"
+        "ours = ['backend/qemu', 'device/vsock', 'provisioner/agent']\n"
+        "assert all(states[key] == 'ok' for key in ours), states"
+    )
+    assert heavy(modules) & {"trio", "cffi"} == set()
