@@ -164,9 +164,11 @@ def test_frames_may_come_byte_by_byte(path):
     with RawHost(path) as host:
         for byte in run_frame(["echo", "x"]):
             host.send(bytes([byte]))
-        kinds = [host.receive().type for _ in range(6)]
-        assert kinds[:2] == [FrameType.HELLO, FrameType.STARTED]
-        assert kinds[-1] is FrameType.EXIT or FrameType.EXIT is host.receive().type
+        frames = [host.receive()]
+        while frames[-1].type is not FrameType.EXIT:
+            frames.append(host.receive())
+        assert [frame.type for frame in frames[:2]] == [FrameType.HELLO, FrameType.STARTED]
+        assert b"".join(f.payload for f in frames if f.type is FrameType.STDOUT) == b"x\n"
 
 
 def test_frames_for_a_command_that_has_ended_are_passed_over(path):
@@ -281,7 +283,12 @@ async def test_a_lost_host_takes_its_own_commands_and_no_others(path):
         assert await process.stdout.receive_some() == b"still here"
 
 
-async def test_a_command_that_is_to_stay_outlives_its_host(path, tmp_path):
+async def test_a_command_that_is_to_stay_outlives_its_host(agent, tmp_path):
+    with agent.listening(tmp_path) as path:
+        await outlive(path, tmp_path)
+
+
+async def outlive(path, tmp_path):
     proof = tmp_path / "proof"
     os.mkfifo(proof)
     with RawHost(path) as host:
