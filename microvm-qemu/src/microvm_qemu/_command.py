@@ -66,8 +66,16 @@ class Wiring:
     """One a device of the plan, in its order."""
 
 
-def kernel_words(config: MachineConfig, options: QemuOptions) -> tuple[str, ...]:
-    """What a guest's kernel has to be told on this machine type."""
+def kernel_words(
+    config: MachineConfig, options: QemuOptions, *, counter_khz: int | None
+) -> tuple[str, ...]:
+    """What a guest's kernel has to be told on this machine type.
+
+    Args:
+        config: The machine.
+        options: The backend's.
+        counter_khz: The rate of the host's time stamp counter, if that is known.
+    """
     words = [
         "console=ttyS0",
         # Errors still show, and so does everything from a panic on.
@@ -84,6 +92,10 @@ def kernel_words(config: MachineConfig, options: QemuOptions) -> tuple[str, ...]
         # QEMU derives the counters of all CPUs from one clock. Not told so, Linux has nothing to
         # check it against, and leaves high-resolution timers off.
         words.append("tsc=reliable")
+        if counter_khz is not None:
+            # The guest's counter is the host's. Measuring it fails when the host is busy, and
+            # leaves the guest with a clock of 4 ms that falls behind.
+            words.append(f"tsc_early_khz={counter_khz}")
         if config.vcpu_count == 1:
             # Linux takes 230 ms to measure the APIC's timer. The PIT does as well for one CPU; it
             # can't give several of them high-resolution timers.
@@ -163,6 +175,8 @@ def qemu_arguments(
         "-smp",
         str(plan.config.vcpu_count),
         "-no-reboot",
+        # The monitor lets it run, when it is ready to hear how it ends.
+        "-S",
         "-display",
         "none",
         *_socket("monitor", wiring.monitor),

@@ -7,8 +7,7 @@ from typing import Any, Final
 
 import attrs
 
-from microvm_qemu._devices import FRONT_ENDS
-from microvm_qemu._parse import Version, parse_devices, parse_names, parse_version
+Version = tuple[int, int, int]
 
 MIN_VERSION: Final[Version] = (7, 2, 0)
 """The oldest that this code has run on. 6.2 and older have what we ask for by their help texts,
@@ -72,34 +71,6 @@ class QemuFacts:
 
 def _is_names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-@attrs.frozen(kw_only=True)
-class Answers:
-    """What a QEMU printed, as text, for each question."""
-
-    version: str
-    machines: str
-    objects: str
-    devices: str
-    accelerators: str
-    sandbox: bool
-    """Whether it took ``-sandbox`` as an option."""
-
-
-def facts_from(answers: Answers) -> QemuFacts | None:
-    """The facts, or None if this is not the output of a QEMU."""
-    version = parse_version(answers.version)
-    if version is None:
-        return None
-    return QemuFacts(
-        version=version,
-        has_machine=MACHINE in parse_names(answers.machines),
-        has_memfd=MEMORY_OBJECT in parse_names(answers.objects),
-        sandbox=answers.sandbox,
-        devices=parse_devices(answers.devices) & frozenset(FRONT_ENDS.values()),
-        accelerators=parse_names(answers.accelerators) & {"tcg", "kvm"},
-    )
 
 
 @attrs.frozen

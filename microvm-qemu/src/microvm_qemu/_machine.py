@@ -203,7 +203,7 @@ class QemuMachine(RunningMachine):
 
     async def _launch(self) -> None:
         try:
-            await self._monitor.negotiate()
+            await self._monitor.begin()
         except GuestGone:
             return  # told by the process's end, with its exit code
         except BackendError as error:

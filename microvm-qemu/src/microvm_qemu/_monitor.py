@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from microvm.errors import BackendError, GuestGone
-from microvm_qemu._qmp import Event, Greeting, QmpMessage, QmpSession, Refusal, Reply
+from microvm_qemu._qmp import Event, QmpMessage, QmpSession, Refusal, Reply
 
 if TYPE_CHECKING:
     from trio.socket import SocketType
@@ -22,7 +24,7 @@ class Monitor:
         self._socket = sock
         self._session = QmpSession()
         self._waiting: dict[int, _Answer] = {}
-        self._greeted = trio.Event()
+        self._last_number = 0
         self._gone = False
 
     async def receive(self) -> list[Event] | None:
@@ -51,8 +53,6 @@ class Monitor:
         match message:
             case Event():
                 return message
-            case Greeting():
-                self._greeted.set()
             case Reply() | Refusal():
                 answer = self._waiting.get(message.id)
                 if answer is not None:
@@ -61,20 +61,26 @@ class Monitor:
 
     def _close(self) -> None:
         self._gone = True
-        self._greeted.set()
         for answer in self._waiting.values():
             answer.give(None)
 
-    async def negotiate(self) -> None:
-        """Wait for the greeting and leave negotiation mode.
+    async def begin(self) -> None:
+        """Leave negotiation mode and let the guest run, which must have been made with ``-S``.
 
-        QEMU answers from its main loop: by then the machine is made and its guest runs.
+        Before that QEMU drops events; a guest that ran could end without a word. Both commands
+        are in the socket before QEMU looks, so that nothing waits for a round trip.
 
         Raises:
-            GuestGone: QEMU has ended.
+            GuestGone: QEMU has ended, or does before it answers.
+            BackendError: QEMU refused.
         """
-        await self._greeted.wait()
-        await self.execute("qmp_capabilities")
+        with self._asking() as negotiated, self._asking() as running:
+            await self._send(
+                self._session.command(negotiated.number, "qmp_capabilities")
+                + self._session.command(running.number, "cont")
+            )
+            await negotiated.value()
+            await running.value()
 
     async def execute(self, command: str, **arguments: Any) -> Any:
         """Run a command and return its result.
@@ -83,32 +89,36 @@ class Monitor:
             GuestGone: QEMU has ended, or does before it answers.
             BackendError: QEMU refused the command.
         """
-        number, data = self._session.command(command, arguments)
-        answer = self._waiting[number] = _Answer()
+        with self._asking() as answer:
+            await self._send(self._session.command(answer.number, command, arguments))
+            return await answer.value()
+
+    @contextmanager
+    def _asking(self) -> Iterator[_Answer]:
+        self._last_number += 1
+        answer = self._waiting[self._last_number] = _Answer(self._last_number)
         try:
-            if self._gone:
-                raise _gone()
+            yield answer
+        finally:
+            del self._waiting[answer.number]
+
+    async def _send(self, data: bytes) -> None:
+        if self._gone:
+            raise _gone()
+        try:
             # A Unix socket takes so little whole or not at all, also when this is cancelled.
-            if await self._socket.send(data) < len(data):
-                raise BackendError("QEMU does not read its monitor.")
-            message = await answer.wait()
+            sent = await self._socket.send(data)
         except (BrokenPipeError, ConnectionResetError):
             raise _gone() from None
-        finally:
-            del self._waiting[number]
-        match message:
-            case None:
-                raise _gone()
-            case Refusal():
-                raise BackendError(f"QEMU refused {command!r}: {message.description}")
-            case Reply():
-                return message.value
+        if sent < len(data):
+            raise BackendError("QEMU does not read its monitor.")
 
 
 class _Answer:
     """The reply to one command, or None for a connection that is gone."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        self.number = number
         self._known = trio.Event()
         self._message: Reply | Refusal | None = None
 
@@ -117,9 +127,16 @@ class _Answer:
             self._message = message
             self._known.set()
 
-    async def wait(self) -> Reply | Refusal | None:
+    async def value(self) -> Any:
+        """What the command returned, once it has."""
         await self._known.wait()
-        return self._message
+        match self._message:
+            case Reply(value=value):
+                return value
+            case Refusal(description=description):
+                raise BackendError(f"QEMU refused a command: {description}")
+            case None:
+                raise _gone()
 
 
 def _gone() -> GuestGone:

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import re
 
-Version = tuple[int, int, int]
+import attrs
+
+from microvm_qemu._devices import FRONT_ENDS
+from microvm_qemu._facts import MACHINE, MEMORY_OBJECT, QemuFacts, Version
 
 _VERSION = re.compile(r"QEMU emulator version (\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?")
 _NAME = re.compile(r"^\s*([A-Za-z0-9][\w.-]*)(?:\s|$)", re.MULTILINE | re.ASCII)
@@ -33,3 +36,31 @@ def parse_names(text: str) -> frozenset[str]:
 def parse_devices(text: str) -> frozenset[str]:
     """The names in the output of ``-device help``."""
     return frozenset(_DEVICE.findall(text))
+
+
+@attrs.frozen(kw_only=True)
+class Answers:
+    """What a QEMU printed, as text, for each question."""
+
+    version: str
+    machines: str
+    objects: str
+    devices: str
+    accelerators: str
+    sandbox: bool
+    """Whether it took ``-sandbox`` as an option."""
+
+
+def facts_from(answers: Answers) -> QemuFacts | None:
+    """The facts, or None if this is not the output of a QEMU."""
+    version = parse_version(answers.version)
+    if version is None:
+        return None
+    return QemuFacts(
+        version=version,
+        has_machine=MACHINE in parse_names(answers.machines),
+        has_memfd=MEMORY_OBJECT in parse_names(answers.objects),
+        sandbox=answers.sandbox,
+        devices=parse_devices(answers.devices) & frozenset(FRONT_ENDS.values()),
+        accelerators=parse_names(answers.accelerators) & {"tcg", "kvm"},
+    )

@@ -13,14 +13,15 @@ import trio
 from microvm._groups import only_error
 from microvm.abc import HostedPlatform, MachinePlan, RunningMachine
 from microvm.errors import BackendError, ConfigError
+from microvm_qemu import _host
 from microvm_qemu._command import kernel_words, problems_with, qemu_arguments
 from microvm_qemu._launcher import dying_with_parent
-from microvm_qemu._machine import QemuMachine
 from microvm_qemu._process import held_process
 from microvm_qemu._wiring import Cables
 
 if TYPE_CHECKING:
     from microvm.config import MachineConfig
+    from microvm_qemu._machine import QemuMachine
     from microvm_qemu._options import QemuOptions
     from microvm_qemu._probe import FoundQemu
 
@@ -37,7 +38,7 @@ class QemuPlatform(HostedPlatform):
 
     def kernel_cmdline(self, config: MachineConfig) -> Sequence[str]:
         """As `HostedPlatform.kernel_cmdline`."""
-        return kernel_words(config, self._options)
+        return kernel_words(config, self._options, counter_khz=_host.counter_khz())
 
     @asynccontextmanager
     async def start(self, plan: MachinePlan) -> AsyncIterator[RunningMachine]:
@@ -48,7 +49,7 @@ class QemuPlatform(HostedPlatform):
         Raises:
             ConfigError: the host or this QEMU can't do what the plan wants; lists every problem.
         """
-        problems = problems_with(plan, self._found.facts, host_mem_mib=_host_mem_mib())
+        problems = problems_with(plan, self._found.facts, host_mem_mib=_host.mem_mib())
         if problems:
             raise ConfigError("QEMU can't run the machine as described:", problems=problems)
         with closing(Cables(len(plan.devices))) as cables:
@@ -57,6 +58,9 @@ class QemuPlatform(HostedPlatform):
             ) as process:
                 cables.close_far()
                 plan.timeline.mark("spawn")
+                # QEMU takes 40 ms to be there: time to import what is only needed then.
+                from microvm_qemu._machine import QemuMachine
+
                 machine = QemuMachine(process, cables)
                 try:
                     async with trio.open_nursery() as nursery:
@@ -93,7 +97,3 @@ async def _launched(machine: QemuMachine) -> None:
             f"QEMU did not make the machine within {LAUNCH_WITHIN_S:g} s.",
             remedy="Look whether the host is overloaded, or its disks hang.",
         )
-
-
-def _host_mem_mib() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20

@@ -16,11 +16,9 @@ from typing import Any
 import attrs
 
 from microvm.abc import ProbeReport
-from microvm.console import visible_text
 from microvm.errors import BackendUnavailable, ConfigError
 from microvm_qemu._cache import ProgramCache, ProgramId, cache_file
-from microvm_qemu._command import SANDBOX
-from microvm_qemu._facts import INSTALL, Answers, Obstacle, QemuFacts, facts_from, obstacle
+from microvm_qemu._facts import INSTALL, Obstacle, QemuFacts, obstacle
 from microvm_qemu._options import QemuOptions, parse_options
 
 BACKEND = "qemu"
@@ -168,8 +166,11 @@ def _look(qemu: ProgramId, setpriv: ProgramId | None, file: Path | None) -> _Kno
 
 
 def _asked(qemu: ProgramId, setpriv: ProgramId | None) -> _Knowledge:
-    # Not imported when the cache knows: it pulls in subprocess.
+    # Not imported when the cache knows.
+    from microvm.console import visible_text
     from microvm_qemu._ask import ANSWER_WITHIN_S, Answer, ask
+    from microvm_qemu._command import SANDBOX
+    from microvm_qemu._parse import Answers, facts_from
 
     questions = {
         "version": [qemu.path, "-version"],

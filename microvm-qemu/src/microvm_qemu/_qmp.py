@@ -22,11 +22,6 @@ MAX_LINE_BYTES: Final = 1 << 20
 
 
 @attrs.frozen
-class Greeting:
-    """QEMU is there."""
-
-
-@attrs.frozen
 class Reply:
     """A command succeeded."""
 
@@ -50,7 +45,7 @@ class Event:
     data: Mapping[str, Any]
 
 
-QmpMessage = Greeting | Reply | Refusal | Event
+QmpMessage = Reply | Refusal | Event
 
 
 class QmpProtocolError(BackendCrashed):
@@ -62,15 +57,13 @@ class QmpSession:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._last_id = 0
 
-    def command(self, name: str, arguments: Mapping[str, Any] | None = None) -> tuple[int, bytes]:
-        """A command's id and its bytes to send."""
-        self._last_id += 1
-        message: dict[str, Any] = {"execute": name, "id": self._last_id}
+    def command(self, number: int, name: str, arguments: Mapping[str, Any] | None = None) -> bytes:
+        """A command as bytes to send; what answers it carries its number."""
+        message: dict[str, Any] = {"execute": name, "id": number}
         if arguments:
             message["arguments"] = dict(arguments)
-        return self._last_id, json.dumps(message).encode() + b"\n"
+        return json.dumps(message).encode() + b"\n"
 
     def receive(self, data: bytes | bytearray) -> list[QmpMessage]:
         """The messages that `data` completes. What came is kept until its line ends.
@@ -94,7 +87,7 @@ class QmpSession:
 
 
 def _message(line: bytes) -> list[QmpMessage]:
-    """The message in a line, or nothing if its kind is unknown: later QEMUs may have more."""
+    """The message in a line; none if it is the greeting or of a kind that later QEMUs may have."""
     try:
         message = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -102,8 +95,6 @@ def _message(line: bytes) -> list[QmpMessage]:
     if not isinstance(message, dict):
         raise QmpProtocolError(f"QEMU's monitor sent what is no object: {line[:80]!r}")
     match message:
-        case {"QMP": _}:
-            return [Greeting()]
         case {"event": str(name)}:
             data = message.get("data", {})
             return [Event(name, data if isinstance(data, dict) else {})]
