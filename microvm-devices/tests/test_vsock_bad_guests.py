@@ -497,7 +497,7 @@ async def test_what_a_guest_sent_before_it_closed_is_delivered_to_a_slow_reader(
 
 async def test_data_for_a_host_that_reads_no_more_ends_that_direction_alone() -> None:
     async with connected() as (device, guest, stream):
-        stream.socket.shutdown(0)  # SHUT_RD
+        stream.socket.shutdown(trio.socket.SHUT_RD)
         guest.send(Op.RW, GUEST_PORT, PORT, b"too late", buf_alloc=PLENTY)
         (answer,) = await guest.settled()
         assert (answer.op, answer.header.flags) == (Op.SHUTDOWN, Shutdown.RECEIVE)
@@ -525,3 +525,34 @@ async def test_a_hundred_aborted_hosts_leave_room_for_the_next() -> None:
         await guest.settled()
         async with await listener.accept() as stream:
             await assert_alive(guest, stream)
+
+
+async def test_what_a_host_will_never_read_does_not_keep_its_connection() -> None:
+    async with connected() as (device, guest, stream):
+        for _ in range(limits.BUF_ALLOC // 1000):
+            guest.send(Op.RW, GUEST_PORT, PORT, bytes(1000), buf_alloc=PLENTY)
+            await guest.settled()
+        (end,) = device._muxer._table.ends.values()
+        assert end.backlog
+        # The host reads what its socket holds, then says that it reads no more; all before the
+        # device hears of either.
+        os.read(stream.socket.fileno(), limits.BUF_ALLOC)
+        stream.socket.shutdown(trio.socket.SHUT_RD)
+        (told,) = await guest.settled()
+        assert (told.op, told.header.flags) == (Op.SHUTDOWN, Shutdown.RECEIVE)
+        assert not end.backlog
+        guest.send(Op.SHUTDOWN, GUEST_PORT, PORT, flags=Shutdown.BOTH)
+        assert ops(await guest.settled()) == [Op.RST]
+        assert device.statistics.connections == 0
+
+
+async def test_what_is_owed_to_a_guest_without_rx_buffers_does_not_grow() -> None:
+    guest = GuestVsock(queue_size=2)
+    async with connected(guest) as (device, _, _):
+        guest.auto_rx = False
+        for _ in range(1000):
+            guest.send(Op.CREDIT_REQUEST, GUEST_PORT, PORT, buf_alloc=PLENTY)
+            await trio.testing.wait_all_tasks_blocked()
+        assert len(device._muxer._table.owing) == 1
+        guest.auto_rx = True
+        assert len(await guest.settled()) <= 2

@@ -3,14 +3,18 @@
 import hashlib
 import os
 
+import attrs
 import pytest
 import trio
 import trio.testing
 
+from microvm.abc import Activation
 from microvm.config import VsockConfig
-from microvm.virtio.features import VERSION_1
+from microvm.testing.queue_driver import FakeIrqLine, activation
+from microvm.virtio.features import RING_FEATURES, VERSION_1
+from microvm_devices.vsock import limits
 from microvm_devices.vsock.device import VsockDevice
-from microvm_devices.vsock.packet import HEADER_BYTES, Shutdown
+from microvm_devices.vsock.packet import HEADER_BYTES, Op, Shutdown
 from microvm_devices.vsock.testing import GuestStream, GuestVsock
 
 PORT = 1024
@@ -127,6 +131,7 @@ async def test_fifty_streams_at_once_carry_equal_hashes_both_ways() -> None:
         ("host ends", "guest closes"),
         ("guest closes",),
         ("host closes",),
+        ("host ends", "host closes"),
         ("guest resets",),
         ("guest ends", "guest resets"),
         ("guest stops reading", "host ends", "guest closes"),
@@ -221,3 +226,141 @@ async def test_streams_share_the_guests_buffers_in_turn() -> None:
                 await soft.send_all(b"ping")
                 assert await soft_far.receive_some() == b"ping"
             nursery.cancel_scope.cancel()
+
+
+async def test_streams_with_small_windows_carry_as_much() -> None:
+    device, guest = VsockDevice(VsockConfig()), GuestVsock()
+    sent = os.urandom(1 << 20)
+    async with guest.attached(device), trio.open_nursery() as nursery:
+        nursery.start_soon(guest.serve)
+        idle = [await Pair(device, guest).by_guest() for _ in range(limits.FULL_WINDOWS)]
+        far, near = await Pair(device, guest).by_guest()
+        async with near:
+            assert far.peer_buf_alloc == limits.SMALL_BUF_ALLOC
+            nursery.start_soon(far.send_all, sent)
+            received = b""
+            while len(received) < len(sent):
+                received += await near.receive_some(3000)
+            assert received == sent
+        for _, stream in idle:
+            await stream.aclose()
+        nursery.cancel_scope.cancel()
+    assert device.statistics.connections == 0
+
+
+async def test_full_windows_come_back_when_connections_end() -> None:
+    device, guest = VsockDevice(VsockConfig()), GuestVsock()
+    async with guest.attached(device), trio.open_nursery() as nursery:
+        nursery.start_soon(guest.serve)
+        for _ in range(2 * limits.FULL_WINDOWS):
+            far, near = await Pair(device, guest).by_guest()
+            assert far.peer_buf_alloc == limits.BUF_ALLOC
+            await far.aclose()
+            await near.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def test_streams_take_turns_however_few_buffers_the_guest_gives() -> None:
+    device, guest = VsockDevice(VsockConfig()), GuestVsock(queue_size=2)
+    async with guest.attached(device), device.listen(PORT) as listener:
+        streams = []
+        for port in (1, 2, 3):
+            guest.send(Op.REQUEST, port, PORT, buf_alloc=1 << 30)
+            await guest.settled()
+            streams.append(await listener.accept())
+        guest.auto_rx = False
+        for stream in streams:
+            await stream.send_all(bytes(100_000))
+        ports = []
+        for _ in range(30):
+            await trio.testing.wait_all_tasks_blocked()
+            ports += [packet.header.dst_port for packet in guest.received()]
+            guest.post_rx(1)
+        # The first buffer was there before the others had anything to say.
+        assert sorted(ports[1:4]) == [1, 2, 3]
+        assert {ports.count(port) for port in (1, 2, 3)} <= {9, 10, 11}
+        for stream in streams:
+            await stream.aclose()
+
+
+async def test_more_buffers_than_a_batch_are_filled_by_one_doorbell() -> None:
+    room = 10
+    guest = GuestVsock(queue_size=1024, split=False, rx_buffer_bytes=HEADER_BYTES + room)
+    device = VsockDevice(VsockConfig())
+    async with guest.attached(device), device.listen(PORT) as listener:
+        guest.send(Op.REQUEST, 1, PORT, buf_alloc=1 << 30)
+        await guest.settled()
+        async with await listener.accept() as stream:
+            await stream.send_all(bytes(900 * room))
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(guest.received()) == 900
+
+
+@pytest.mark.parametrize("features", [VERSION_1, RING_FEATURES])
+async def test_a_guest_is_not_asked_to_ring_while_it_has_buffers_left(features: int) -> None:
+    device, guest = VsockDevice(VsockConfig()), GuestVsock(queue_size=8, features=features)
+    async with guest.attached(device), device.listen(PORT) as listener:
+        guest.send(Op.REQUEST, 1, PORT, buf_alloc=1 << 30)
+        await guest.settled()
+        async with await listener.accept() as stream:
+            # Runs dry, and is refilled: now it does want to hear.
+            await stream.send_all(bytes(100_000))
+            await guest.settled()
+            rings = guest.rx.doorbell.rings
+            for _ in range(20):
+                await stream.send_all(b"one packet")
+                await guest.settled()
+            assert guest.rx.doorbell.rings == rings
+
+
+class BusyLine(FakeIrqLine):
+    """A guest that puts a packet when it is interrupted, and sees that no doorbell is wanted."""
+
+    def __init__(self, guest: GuestVsock) -> None:
+        super().__init__()
+        self.guest = guest
+        self.left = 3
+
+    def trigger(self) -> None:
+        super().trigger()
+        if self.left:
+            self.left -= 1
+            self.guest.tx.want_interrupt()
+            self.guest.send(Op.RST, 9, 9)
+            self.guest.tx.want_interrupt()
+
+
+async def test_a_packet_put_while_the_device_falls_asleep_is_seen() -> None:
+    device, guest = VsockDevice(VsockConfig()), GuestVsock()
+    line = BusyLine(guest)
+    queues = activation(guest.rx, guest.tx, guest.event).queues
+    tx = attrs.evolve(queues[1], irq=line)
+    async with device.lifespan(), trio.open_nursery() as nursery:
+        nursery.start_soon(device.run, Activation(features=0, queues=(queues[0], tx, queues[2])))
+        await trio.testing.wait_all_tasks_blocked()
+        guest.tx.want_interrupt()
+        guest.send(Op.RST, 9, 9)
+        await trio.testing.wait_all_tasks_blocked()
+        assert line.left == 0
+        guest.tx.used()
+        assert guest.tx.free_descriptors == guest.tx.size
+        nursery.cancel_scope.cancel()
+
+
+async def test_other_tasks_run_while_a_guest_floods_tx() -> None:
+    device, guest = VsockDevice(VsockConfig()), GuestVsock(queue_size=1024)
+
+    class Steps(trio.abc.Instrument):
+        count = 0
+
+        def before_task_step(self, task: trio.lowlevel.Task) -> None:
+            self.count += "_serve_tx" in task.name
+
+    async with guest.attached(device):
+        for _ in range(10 * limits.TX_BATCH):
+            guest.send(Op.RST, 9, 9)
+        steps = Steps()
+        trio.lowlevel.add_instrument(steps)
+        await trio.testing.wait_all_tasks_blocked()
+        trio.lowlevel.remove_instrument(steps)
+        assert steps.count >= 10

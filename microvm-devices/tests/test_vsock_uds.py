@@ -1,9 +1,11 @@
 """The AF_UNIX sockets: Firecracker's clients both ways, hostile ones, and paths."""
 
+import contextlib
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -292,6 +294,50 @@ async def test_a_port_without_a_socket_that_serves_us_is_refused_at_once(
         assert [packet.op for packet in await guest.settled()] == [Op.RST]
         if raw is not None:
             raw.close()
+
+
+@asynccontextmanager
+async def shared_directory() -> AsyncIterator[Path]:
+    """A directory that other users can look into, and a way to be one of them."""
+    if os.geteuid():
+        pytest.skip("only root can be another user")
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def another_user() -> Iterator[None]:
+    os.seteuid(12345)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+async def test_a_client_of_another_user_is_closed_even_if_it_can_open_the_socket() -> None:
+    async with shared_directory() as directory, machine(directory / "v.sock") as (_, guest):
+        guest.listen(52)
+        os.chmod(directory / "v.sock", 0o666)
+        with socket.socket(socket.AF_UNIX) as raw:
+            with another_user():
+                raw.connect(str(directory / "v.sock"))
+            await trio.testing.wait_all_tasks_blocked()
+            assert raw.recv(1) == b""
+        assert guest.streams == {}
+
+
+async def test_a_server_of_another_user_is_not_given_the_guests_bytes() -> None:
+    async with (
+        shared_directory() as directory,
+        machine(directory / "v.sock", serve=False) as (_, guest),
+    ):
+        with socket.socket(socket.AF_UNIX) as raw:
+            raw.bind(str(directory / f"v.sock_{PORT}"))
+            with another_user():
+                raw.listen()
+            guest.send(Op.REQUEST, 1, PORT)
+            assert [packet.op for packet in await guest.settled()] == [Op.RST]
 
 
 # --- 82, 83, 84: paths -----------------------------------------------------------------------
