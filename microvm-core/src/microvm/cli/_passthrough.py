@@ -121,7 +121,7 @@ def _raw_terminal(*, enabled: bool) -> Iterator[None]:
         yield
         return
     saved = termios.tcgetattr(STDIN)
-    tty_module.setraw(STDIN)
+    tty_module.setraw(STDIN, termios.TCSADRAIN)  # what was typed ahead stays
     try:
         yield
     finally:
