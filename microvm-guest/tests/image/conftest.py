@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from microvm_guest.image import requirements
+from microvm_guest.image.errors import RequirementsMissing
 from microvm_guest.image.layout import CacheLayout
 
 MAKEFILE = """\
@@ -47,7 +49,16 @@ def build_log(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def make_tree(tmp_path: Path, build_log: Path) -> MakeTree:
+def needs_kernel_tools() -> None:
+    """Skips on a host where no kernel could be built."""
+    try:
+        requirements.check(requirements.KERNEL_PROGRAMS, requirements.KERNEL_HEADERS)
+    except RequirementsMissing as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture
+def make_tree(tmp_path: Path, build_log: Path, needs_kernel_tools: None) -> MakeTree:
     """Makes a tree; `step` is a shell line that runs in the middle of its build."""
 
     def make(

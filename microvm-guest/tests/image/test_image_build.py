@@ -1,6 +1,7 @@
 """Building an image from end to end, with a kernel tree of a few lines and the real agent."""
 
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -16,12 +17,14 @@ from microvm_guest.image.errors import (
     ImageDamaged,
     ImageNotBuilt,
     KernelConfigError,
+    RequirementsMissing,
     SourceUnavailable,
 )
 from microvm_guest.image.images import default_image
 from microvm_guest.image.layout import CacheLayout
 from microvm_guest.image.listing import list_images
 from microvm_guest.image.progress import Silent
+from microvm_guest.image.requirements import KERNEL_PROGRAMS
 from microvm_guest.kernel import fragment_paths
 from microvm_guest.kernel.kconfig import parse, unmet
 
@@ -331,3 +334,27 @@ def test_a_source_that_is_not_there_is_told_before_anything_is_asked_of_the_host
 ) -> None:
     with pytest.raises(SourceUnavailable, match="does not exist"):
         build_image(ImageSpec(kernel_source=tmp_path / "nothing"), Silent(), layout)
+
+
+def test_a_host_without_tools_is_told_all_it_lacks_at_once(
+    layout: CacheLayout, make_tree: MakeTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RequirementsMissing) as caught:
+        build_image(ImageSpec(kernel_source=make_tree()), Silent(), layout)
+    assert {"bc", "bison", "flex", "gcc", "gelf.h", "make", "xz"} <= set(caught.value.programs)
+    assert "libelf-dev" in str(caught.value.remedy)
+
+
+@pytest.mark.usefixtures("needs_kernel_tools")
+def test_a_host_without_apt_is_told_to_bring_a_source(
+    layout: CacheLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in KERNEL_PROGRAMS:
+        found = shutil.which(name)
+        assert found is not None
+        (tmp_path / name).symlink_to(found)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SourceUnavailable, match="no apt") as caught:
+        build_image(ImageSpec(), Silent(), layout)
+    assert "--kernel-source" in str(caught.value.remedy)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microvm_guest.image.cache import open_cache
+from microvm_guest.image.errors import BuildError
 from microvm_guest.image.layout import CacheLayout
 from microvm_guest.image.programs import compile_agent, find_busybox, is_static_elf
 from microvm_guest.image.progress import Silent
@@ -61,3 +62,28 @@ def test_the_hosts_static_busybox_is_taken_with_all_its_applets(
     assert {"bin/sh", "bin/cat", "bin/uname"} <= set(found.applets)
     listed = subprocess.run(["busybox", "--list"], capture_output=True, text=True, check=True)
     assert {Path(name).name for name in found.applets} == set(listed.stdout.split())
+
+
+def test_without_busybox_and_without_apt_the_program_to_install_is_named(
+    layout: CacheLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with (
+        pytest.raises(BuildError, match="no apt") as caught,
+        open_cache(layout, lambda text: pytest.fail(text)) as cache,
+    ):
+        find_busybox(cache, tmp_path, "x86_64", Silent())
+    assert "busybox-static" in str(caught.value.remedy)
+
+
+def test_a_busybox_that_needs_a_loader_is_not_taken_from_path(
+    layout: CacheLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "busybox").write_bytes(program(1, 3, 1))
+    (tmp_path / "busybox").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with (
+        pytest.raises(BuildError, match="no static busybox"),
+        open_cache(layout, lambda text: pytest.fail(text)) as cache,
+    ):
+        find_busybox(cache, tmp_path, "x86_64", Silent())

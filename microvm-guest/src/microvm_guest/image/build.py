@@ -29,7 +29,12 @@ from microvm_guest.image.cache import (
     require_space,
 )
 from microvm_guest.image.cpio import archive
-from microvm_guest.image.errors import BuildError, ImageDamaged, ImageNotBuilt
+from microvm_guest.image.errors import (
+    BuildError,
+    ImageDamaged,
+    ImageNotBuilt,
+    SourceUnavailable,
+)
 from microvm_guest.image.images import (
     COMPRESSED_KERNEL,
     INITRD,
@@ -172,11 +177,13 @@ class _Build:
 
     def _build_kernel(self) -> CachedKernel:
         spec, layout = self.spec, self.cache.layout
-        debian = spec.kernel_source is None
         programs = {**requirements.KERNEL_PROGRAMS, **requirements.AGENT_PROGRAMS}
-        if debian:
-            programs |= requirements.DEBIAN_PROGRAMS
         requirements.check(programs, requirements.KERNEL_HEADERS)
+        if spec.kernel_source is None and not requirements.has_apt():
+            raise SourceUnavailable(
+                "There is no apt here to fetch the kernel's source with.",
+                remedy="Give a source: microvm image build --kernel-source PATH",
+            )
         require_space(layout, BUILD_BYTES)
         source: Source = (
             debian_source(self.cache, spec.series, self.progress)

@@ -189,11 +189,6 @@ def canonical_json(value: object) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a new file below a work folder."""
-    path.write_bytes(data)
-
-
 def link_or_copy(source: Path, target: Path) -> None:
     """One more name for a finished file, or a copy where the file system has no links."""
     with suppress(OSError):

@@ -14,6 +14,7 @@ from microvm_guest.agent import COMPILERS, compile_argv
 from microvm_guest.image.debian import fetch, member_of
 from microvm_guest.image.errors import BuildError
 from microvm_guest.image.process import output_of, run
+from microvm_guest.image.requirements import has_apt
 
 if TYPE_CHECKING:
     from microvm_guest.image.cache import Cache
@@ -65,6 +66,11 @@ def find_busybox(cache: Cache, folder: Path, arch: str, progress: Progress) -> B
     installed = shutil.which("busybox")
     if installed is not None and _is_static(Path(installed), arch):
         return _inspect(Path(installed))
+    if not has_apt():
+        raise BuildError(
+            "There is no static busybox on PATH, and no apt to fetch one with.",
+            remedy="Install a static busybox; Debian calls it busybox-static.",
+        )
     deb = fetch(cache, "busybox-static", progress)
     program = folder / "busybox"
     with member_of(deb, _BUSYBOX_IN_DEB) as (member, stream):

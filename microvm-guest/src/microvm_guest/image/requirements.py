@@ -36,7 +36,8 @@ AGENT_HEADERS: Mapping[str, str] = {"stdio.h": "libc6-dev"}
 """To compile the agent where there is no musl-gcc: libc6-dev holds the static libc too."""
 
 DEBIAN_PROGRAMS: Mapping[str, str] = {"apt-get": "apt", "dpkg-deb": "dpkg"}
-"""To fetch kernel source and busybox from Debian."""
+"""To fetch kernel source and busybox from Debian. A host without them is no Debian, and is told
+of the ways to do without, not to install apt."""
 
 OPTIONAL_PROGRAMS: Mapping[str, str] = {"musl-gcc": "musl-tools", "busybox": "busybox-static"}
 """A smaller agent; a busybox that needs no download."""
@@ -76,6 +77,11 @@ def check(
             packages=packages,
             remedy=f"Install with: {apt_install_line(packages)}",
         )
+
+
+def has_apt(which: Callable[[str], str | None] = shutil.which) -> bool:
+    """Whether packages can be fetched here."""
+    return all(which(name) is not None for name in DEBIAN_PROGRAMS)
 
 
 def apt_install_line(packages: Iterable[str]) -> str:
