@@ -153,6 +153,12 @@ class QueueDriver:
             used=heap.take(6 + 8 * size, _PAGE)[0],
         )
         layout = self.layout
+        for address, length in (
+            (layout.desc, layout.desc_bytes),
+            (layout.avail, layout.avail_bytes),
+            (layout.used, layout.used_bytes),
+        ):
+            self.memory.write(address, bytes(length))
         self._avail = self.memory.slice(layout.avail, layout.avail_bytes).cast("H")
         used = self.memory.slice(layout.used, layout.used_bytes)
         self._used = used.cast("H")

@@ -120,8 +120,21 @@ class VhostUserFrontEnd:
             low = GuestRegion(start=0, view=whole[:LOW_END])
             high = GuestRegion(start=HIGH_START, view=whole[HIGH_START:])
         self.memory = GuestMemory([low, high])
-        self._doorbells = [EventFdDoorbell() for _ in range(queues)]
-        self._irqs = [EventFdIrqLine() for _ in range(queues)]
+        self.memory_table = MemoryTable(
+            regions=tuple(
+                MemoryRegion(
+                    guest_address=region.start,
+                    size=len(region.view),
+                    user_address=USER_BASE + region.start,
+                    mmap_offset=region.start,
+                )
+                for region in self.memory.regions
+            )
+        )
+        """What `set_memory` sends, with `memory_fds`; a test may send something else."""
+        self.memory_fds = [self.memory_fd] * len(self.memory_table.regions)
+        self.doorbells = [EventFdDoorbell() for _ in range(queues)]
+        self.irqs = [EventFdIrqLine() for _ in range(queues)]
         self.errors = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(queues)]
         self.offered = 0
         """What the back end offers, from `realize` on."""
@@ -138,7 +151,7 @@ class VhostUserFrontEnd:
         for queue in self.queues:
             queue.release()
         heap = GuestHeap(HIGH_START, self.memory.regions[-1].end)
-        self.bases = [0] * len(self._doorbells)
+        self.bases = [0] * len(self.doorbells)
         self.queues = tuple(
             QueueDriver(
                 self.memory,
@@ -148,7 +161,7 @@ class VhostUserFrontEnd:
                 doorbell=doorbell,
                 irq=irq,
             )
-            for doorbell, irq in zip(self._doorbells, self._irqs, strict=True)
+            for doorbell, irq in zip(self.doorbells, self.irqs, strict=True)
         )
 
     # --- what QEMU does, and when --------------------------------------------------------------
@@ -160,7 +173,7 @@ class VhostUserFrontEnd:
         await self.tell(Request.SET_PROTOCOL_FEATURES, U64(value=protocol))
         await self.ask_u64(Request.GET_QUEUE_NUM)
         await self.tell(Request.SET_OWNER)
-        for index, (irq, error) in enumerate(zip(self._irqs, self.errors, strict=True)):
+        for index, (irq, error) in enumerate(zip(self.irqs, self.errors, strict=True)):
             await self.tell(Request.SET_VRING_CALL, VringFd(index=index, has_fd=True), [irq.fd])
             await self.tell(Request.SET_VRING_ERR, VringFd(index=index, has_fd=True), [error])
 
@@ -186,7 +199,7 @@ class VhostUserFrontEnd:
                 log=layout.used,
             )
             await self.tell(Request.SET_VRING_ADDR, addresses)
-            kick = [self._doorbells[index].fd]
+            kick = [self.doorbells[index].fd]
             await self.tell(Request.SET_VRING_KICK, VringFd(index=index, has_fd=True), kick)
         if self._takes_protocol_features:
             await self.enable(True)
@@ -213,19 +226,10 @@ class VhostUserFrontEnd:
 
     async def set_memory(self) -> None:
         """Send the memory table, and wait for its acknowledgement."""
-        regions = tuple(
-            MemoryRegion(
-                guest_address=region.start,
-                size=len(region.view),
-                user_address=USER_BASE + region.start,
-                mmap_offset=region.start,
-            )
-            for region in self.memory.regions
+        answer = await self.ask(
+            Request.SET_MEM_TABLE, self.memory_table, self.memory_fds, need_reply=True
         )
-        fds = [self.memory_fd] * len(regions)
-        assert await self.ask(
-            Request.SET_MEM_TABLE, MemoryTable(regions=regions), fds, need_reply=True
-        ) == bytes(8)
+        assert answer == bytes(8), "The back end can't map the guest's memory."
 
     async def read_config(self, offset: int, length: int) -> bytes:
         """Part of the device's configuration space."""
@@ -289,7 +293,7 @@ class VhostUserFrontEnd:
             queue.release()
         self.memory.release()
         self._mapping.close()
-        signals = [doorbell.fd for doorbell in self._doorbells] + [irq.fd for irq in self._irqs]
+        signals = [doorbell.fd for doorbell in self.doorbells] + [irq.fd for irq in self.irqs]
         for fd in (self.memory_fd, *self.errors, *signals):
             os.close(fd)
 

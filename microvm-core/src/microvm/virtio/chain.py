@@ -88,8 +88,6 @@ def walk_chain(
                     )
                 table = memory.slice(address, length)
                 index, count = 0, length >> 4
-                # Bounds loops inside the table; the descriptors before it stay counted.
-                hops_left = min(hops_left, count)
                 in_indirect = True
                 continue
             if flags & DESC_F_WRITE:

@@ -6,6 +6,7 @@ import gc
 import logging
 import mmap
 import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -75,7 +76,8 @@ class MappedMemory:
         """Unmap. The device's `run` must have returned: what it still reads would be gone.
 
         A view that a device has kept keeps its mapping until the view is dropped; that is
-        logged, since guest memory is not given back meanwhile.
+        logged, since guest memory is not given back meanwhile. It is not logged while an error
+        is on its way out: its traceback holds the views, and drops them where it is handled.
         """
         self.memory.release()
         self._unmap()
@@ -86,7 +88,7 @@ class MappedMemory:
                 continue
             # Views in cycles of garbage (tracebacks, as a rule) are not kept by anybody.
             gc.collect()
-            if not _close(mapping):
+            if not _close(mapping) and sys.exception() is None:
                 logger.warning("A device kept views of guest memory beyond its run.")
         self._mappings.clear()
 

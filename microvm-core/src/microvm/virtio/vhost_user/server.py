@@ -12,7 +12,7 @@ import logging
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -57,8 +57,11 @@ async def serve_vhost_user(sock: socket.socket, device: VirtioDevice) -> None:
         try:
             with _unwrapped():
                 async with trio.open_nursery() as nursery:
-                    await backend.converse(nursery)
-                    nursery.cancel_scope.cancel()
+                    try:
+                        await backend.converse(nursery)
+                    finally:
+                        with trio.CancelScope(shield=True):
+                            await backend.stop()
         finally:
             backend.close()
 
@@ -93,14 +96,19 @@ class _Backend:
                 nursery.start_soon(self._run.drive)
 
     async def _act(self, message: Message) -> bytes | None:
-        if self._run is not None and self._session.stops(message):
-            self._session.stopped(await self._run.stop())
-            self._run = None
+        if self._session.stops(message):
+            await self.stop()
         step = self._session.receive(message)
         if step.map_memory is not None:
             self._unmap()
             self._memory = MappedMemory(step.map_memory, message.fds)
         return step.reply
+
+    async def stop(self) -> None:
+        """End the run, if one is under way."""
+        if self._run is not None:
+            self._session.stopped(await self._run.stop())
+            self._run = None
 
     def _unmap(self) -> None:
         if self._memory is not None:
@@ -121,7 +129,10 @@ class _Run:
         self._plan = plan
         self._memory = memory
         self._queues: list[VirtQueue] = []
-        self._scope = trio.CancelScope()
+        # Shielded: a run is ended by `stop` alone, also when the server is cancelled. An outer
+        # cancellation that passed through the device would arrive at `_Backend.close` with the
+        # device's frames in its traceback, and their views of the memory to be unmapped.
+        self._scope = trio.CancelScope(shield=True)
         self._ended = trio.Event()
         self._bases: dict[int, int] = {}
 
@@ -172,7 +183,8 @@ class _Run:
             "%s (virtio device %d) rests until its driver resets it: %s",
             type(self._device).__name__,
             self._device.device_id,
-            error,
+            # Its words: a handler that keeps the record would keep the traceback, and the memory.
+            str(error),
         )
         for ring in self._plan.rings:
             if ring.ring.err is not None:
@@ -181,18 +193,22 @@ class _Run:
 
 # --- the socket ------------------------------------------------------------------------------
 
+_CUT: Final = "The vhost-user front end hung up in the middle of a message."
+
 
 async def _receive(peer: SocketType) -> Message | None:
     """The next message, or None if the front end hung up behind the last one."""
     fds: list[ReceivedFd] = []
     try:
-        head = await _receive_exactly(peer, HEADER.size, fds)
+        head = await _receive_upto(peer, HEADER.size, fds)
         if not head:
             return None
+        if len(head) < HEADER.size:
+            raise BackendError(_CUT)
         header = decode_header(head)
-        body = await _receive_exactly(peer, header.size, fds)
-        if len(head) < HEADER.size or len(body) < header.size:
-            raise BackendError("The vhost-user front end hung up in the middle of a message.")
+        body = await _receive_upto(peer, header.size, fds)
+        if len(body) < header.size:
+            raise BackendError(_CUT)
         payload = decode_payload(header.request, body)
     except BaseException:
         for fd in fds:
@@ -203,7 +219,7 @@ async def _receive(peer: SocketType) -> Message | None:
     )
 
 
-async def _receive_exactly(peer: SocketType, size: int, fds: list[ReceivedFd]) -> bytes:
+async def _receive_upto(peer: SocketType, size: int, fds: list[ReceivedFd]) -> bytes:
     """`size` bytes, fewer if the front end hung up. Descriptors join `fds`."""
     # One more than is ever legal, so that a surplus is seen and not cut off.
     ancillary_bytes = socket.CMSG_SPACE((MAX_MEMORY_REGIONS + 1) * array.array("i").itemsize)

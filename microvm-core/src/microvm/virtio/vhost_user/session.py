@@ -208,7 +208,7 @@ def _get_protocol_features(session: Session, payload: Empty, fds: _Fds) -> U64:
 
 
 def _set_protocol_features(session: Session, payload: U64, fds: _Fds) -> None:
-    unknown = payload.value & ~session.offered_protocol
+    unknown = payload.value & ~int(session.offered_protocol)
     if unknown:
         raise BackendError(
             f"The vhost-user front end accepts protocol features not offered: {unknown:#x}."
