@@ -303,7 +303,7 @@ async def test_another_user_has_no_way_back(agent):
 )
 async def test_a_user_that_is_not_there_is_told(agent, user):
     async with agent.client() as client:
-        with pytest.raises(GuestError, match="No user"):
+        with pytest.raises(GuestError, match="There is no user"):
             await client.run(["true"], user=user)
 
 
@@ -393,13 +393,14 @@ async def test_its_own_connection_loss_kills_its_commands(agent):
 
 async def test_a_shutdown_ends_commands_and_agent(agent):
     async with agent.client() as client:
-        text = "trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.01; done"
+        text = "trap 'echo bye; read x; exit 5' TERM; echo ready; while :; do sleep 0.01; done"
         async with client.spawn(sh(text)) as process:
             await process.stdout.receive_some()
             await client.shutdown()
             with pytest.raises(GuestError, match="going down"):
                 await client.run(["true"])
             assert await process.stdout.receive_some() == b"bye\n"
+            await process.stdin.send_all(b"go\n")
             assert (await process.wait()).exit_code == 5
 
 

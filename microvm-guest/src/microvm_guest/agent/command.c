@@ -227,6 +227,7 @@ const char *command_run(struct connection *connection, const struct frame *frame
     open_output(&command->out, command, launch.out, FRAME_STDOUT, launch.window);
     open_output(&command->err, command, launch.err, FRAME_STDERR, launch.window);
     input_open(&command->in, launch.in, launch.tty, connection, frame->stream);
+    read_report(command); /* an ordinary command has exec'ed by now */
     if (!watch_for(&command->report, EPOLLIN))
         connection->broken = true;
     return NULL;

@@ -175,7 +175,7 @@ static void process(struct connection *connection)
 
 static void receive(struct connection *connection)
 {
-    size_t space = IN_BYTES - 1 - connection->in_length;
+    size_t space = IN_BYTES - connection->in_length;
     if (connection->full || space == 0)
         return;
     ssize_t got = recv(connection->watch.fd, connection->in + connection->in_length, space,

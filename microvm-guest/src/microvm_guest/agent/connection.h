@@ -16,7 +16,7 @@
 #include "wire.h"
 
 #define FRAME_BYTES (WIRE_HEADER_BYTES + WIRE_MAX_PAYLOAD)
-#define IN_BYTES (2 * FRAME_BYTES + 1) /* one over: a RUN's last argument gets its NUL there */
+#define IN_BYTES (2 * FRAME_BYTES)
 #define OUT_DATA_BYTES (4 * FRAME_BYTES)
 #define OUT_BYTES (OUT_DATA_BYTES + 128 * WIRE_MAX_COMMANDS)
 

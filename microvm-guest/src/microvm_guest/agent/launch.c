@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -10,6 +11,7 @@
 #include "clock.h"
 #include "exec.h"
 #include "fields.h"
+#include "users.h"
 #include "wire.h"
 
 static const char *check_text(const struct field *field)
@@ -19,9 +21,9 @@ static const char *check_text(const struct field *field)
     return NULL;
 }
 
-const char *launch_parse(struct launch *launch, uint8_t *fields, uint32_t length)
+const char *launch_parse(struct launch *launch, const uint8_t *fields, size_t length)
 {
-    *launch = (struct launch){.fields = fields, .fields_end = fields + length};
+    *launch = (struct launch){.fields = fields, .fields_length = length, .ordinary = true};
     struct field_reader reader = {.next = fields, .end = fields + length};
     struct field field;
     unsigned args = 0;
@@ -29,17 +31,25 @@ const char *launch_parse(struct launch *launch, uint8_t *fields, uint32_t length
     while (wrong == NULL && field_next(&reader, &field)) {
         switch (field.tag) {
         case FIELD_ARG:
-            args++;
             wrong = check_text(&field);
+            if (args++ == 0 && memchr(field.value, '/', field.length) != NULL)
+                launch->ordinary = false;
             break;
         case FIELD_ENV:
             wrong = check_text(&field);
             if (wrong == NULL && memchr(field.value, '=', field.length) == NULL)
                 wrong = "A variable in a RUN has no value.";
+            if (field.length >= 5 && memcmp(field.value, "PATH=", 5) == 0)
+                launch->ordinary = false;
             break;
         case FIELD_CWD:
+            wrong = check_text(&field);
+            launch->ordinary = false;
+            break;
         case FIELD_USER:
             wrong = check_text(&field);
+            launch->user = field.value;
+            launch->user_length = field.length;
             break;
         case FIELD_TTY:
             if (field.length != 4)
@@ -133,9 +143,24 @@ static void close_plumbing(struct plumbing *pipes, bool whole)
     close_if(pipes->err[0]);
 }
 
+static bool find_user(const struct launch *launch, struct user *user, const char **why)
+{
+    static char missing[192];
+    char name[128];
+    snprintf(name, sizeof name, "%.*s", (int)launch->user_length, (const char *)launch->user);
+    if (launch->user_length < sizeof name && user_find(name, user))
+        return true;
+    snprintf(missing, sizeof missing, "There is no user %s.", name);
+    *why = missing;
+    return false;
+}
+
 uint32_t launch_start(struct launch *launch, const char **why)
 {
     struct plumbing pipes = {{-1, -1}, {-1, -1}, {-1, -1}, {-1, -1}};
+    struct user user;
+    if (launch->user != NULL && !find_user(launch, &user, why))
+        return ERROR_USER;
     bool opened = launch->tty ? open_terminal(&pipes, launch) : open_pipes(&pipes, launch);
     if (!opened || !make_pipe(pipes.report, 0)) {
         bool no_terminal = launch->tty && errno != EMFILE && errno != ENFILE && errno != ENOMEM;
@@ -143,12 +168,18 @@ uint32_t launch_start(struct launch *launch, const char **why)
         close_plumbing(&pipes, true);
         return no_terminal ? ERROR_TTY : ERROR_RESOURCES;
     }
-    pid_t pid = fork();
-    if (pid == 0) {
-        int out = launch->tty ? pipes.in[0] : pipes.out[1];
-        exec_command(launch, pipes.in[0], out, pipes.err[1] >= 0 ? pipes.err[1] : out,
-                     pipes.report[1]);
-    }
+    struct exec_plan plan = {
+        .tty = launch->tty,
+        .in = pipes.in[0],
+        .out = launch->tty ? pipes.in[0] : pipes.out[1],
+        .report = pipes.report[1],
+        .user = launch->user != NULL ? &user : NULL,
+    };
+    plan.err = pipes.err[1] >= 0 ? pipes.err[1] : plan.out;
+    exec_prepare(&plan, launch->fields, launch->fields_length);
+    pid_t pid = launch->ordinary ? vfork() : fork();
+    if (pid == 0)
+        exec_command(&plan);
     if (pid < 0) {
         *why = strerror(errno);
         close_plumbing(&pipes, true);

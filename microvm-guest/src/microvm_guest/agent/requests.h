@@ -12,7 +12,7 @@ struct frame {
     uint8_t type;
     uint8_t flags;
     uint32_t stream;
-    uint8_t *payload; /* in the connection's buffer, which has a spare byte behind it */
+    const uint8_t *payload; /* in the connection's buffer */
 };
 
 /* What is wrong with a frame by its header alone, or NULL. */

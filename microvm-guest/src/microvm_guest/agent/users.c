@@ -4,16 +4,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #define LINE_BYTES 4096 /* a longer line of /etc/passwd or /etc/group is passed over */
 #define NO_ID UINT32_MAX /* setresuid(2) reads it as "leave as it is": never an id */
-
-int setgroups_raw(size_t count, const gid_t *groups)
-{
-    return (int)syscall(SYS_setgroups, count, groups);
-}
 
 static bool parse_id(const char *text, uint32_t *id)
 {

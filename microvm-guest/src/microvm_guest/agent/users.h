@@ -23,7 +23,4 @@ struct user {
  * the same number and its home "/". False when there is no such user or group. */
 bool user_find(const char *spec, struct user *user);
 
-/* setgroups(2) for this process, which has one thread. */
-int setgroups_raw(size_t count, const gid_t *groups);
-
 #endif
