@@ -58,9 +58,7 @@ class Device(VirtioDevice):
         raise NotImplementedError
 
 
-def arguments(
-    plan: MachinePlan, options: QemuOptions = TCG, facts: QemuFacts = FACTS
-) -> list[str]:
+def arguments(plan: MachinePlan, options: QemuOptions = TCG, facts: QemuFacts = FACTS) -> list[str]:
     fds = tuple(range(20, 20 + len(plan.devices)))
     return qemu_arguments(plan, options, facts, Wiring(monitor=10, console=11, devices=fds))
 

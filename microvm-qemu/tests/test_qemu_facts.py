@@ -1,6 +1,7 @@
 """What a QEMU's facts mean, and how they are stored."""
 
 import json
+from typing import Any
 
 import attrs
 import pytest
@@ -35,7 +36,7 @@ def test_a_good_qemu_has_no_obstacle() -> None:
         ({"accelerators": frozenset({"kvm"})}, "accelerator 'tcg'"),
     ],
 )
-def test_each_lack_is_a_sentence_with_a_remedy(flaw: dict[str, object], words: str) -> None:
+def test_each_lack_is_a_sentence_with_a_remedy(flaw: dict[str, Any], words: str) -> None:
     found = obstacle(attrs.evolve(GOOD, **flaw), "/usr/bin/q", "tcg")
     assert found is not None
     assert words in found.reason

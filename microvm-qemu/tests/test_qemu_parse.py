@@ -103,6 +103,4 @@ def test_what_has_no_version_is_no_qemu() -> None:
 
 @given(st.text(max_size=400))
 def test_any_text_is_read_without_an_error(text: str) -> None:
-    facts_from(
-        answers(version=text, machines=text, objects=text, devices=text, accelerators=text)
-    )
+    facts_from(answers(version=text, machines=text, objects=text, devices=text, accelerators=text))

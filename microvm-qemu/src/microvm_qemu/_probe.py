@@ -87,7 +87,9 @@ def find(options: QemuOptions) -> FoundQemu:
     except OSError as error:
         raise _unusable(program, error.strerror or str(error)) from error
     knowledge = _look(identity, setpriv_identity, cache_file(os.environ))
-    hindrance = obstacle(knowledge.facts, program, options.accel) or _kvm_obstacle(options)
+    hindrance = obstacle(knowledge.facts, program, options.accel)
+    if hindrance is None and options.accel == "kvm":
+        hindrance = kvm_obstacle(KVM_DEVICE)
     if hindrance is not None:
         raise BackendUnavailable(hindrance.reason, remedy=hindrance.remedy)
     return FoundQemu(
@@ -114,16 +116,17 @@ def _unusable(program: str, why: str) -> BackendUnavailable:
     )
 
 
-def _kvm_obstacle(options: QemuOptions) -> Obstacle | None:
-    if options.accel != "kvm" or os.access(KVM_DEVICE, os.R_OK | os.W_OK):
+def kvm_obstacle(device: str) -> Obstacle | None:
+    """What keeps us from using that KVM device, or None."""
+    if os.access(device, os.R_OK | os.W_OK):
         return None
-    if not os.path.exists(KVM_DEVICE):
+    if not os.path.exists(device):
         return Obstacle(
-            f"accel='kvm' was asked for, and there is no {KVM_DEVICE}.",
+            f"accel='kvm' was asked for, and there is no {device}.",
             "Load the module kvm_intel or kvm_amd, or leave accel away to run in software.",
         )
     return Obstacle(
-        f"accel='kvm' was asked for, and {KVM_DEVICE} is not yours to use.",
+        f"accel='kvm' was asked for, and {device} is not yours to use.",
         "Join its group (usermod -aG kvm $USER, then log in again), or leave accel away to run "
         "in software.",
     )
