@@ -1,0 +1,131 @@
+"""Guests of a few hundred bytes, to try a transport or a backend without an operating system.
+
+A `MicroGuest` is assembled call by call into 32-bit x86 code, and comes out as an ELF image that
+enters by the Xen PVH protocol (`XEN_ELFNOTE_PHYS32_ENTRY`), which QEMU's and our own loader know:
+protected mode, flat segments, paging and interrupts off. `drive` adds what a virtio driver does
+until DRIVER_OK (virtio 1.2, 3.1.1 Device Initialization), over virtio-mmio (4.2).
+
+Only EBX (the device's registers) and EAX are used; there is no stack.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from microvm.virtio.queue import QueueLayout
+
+LOAD_ADDRESS: Final = 0x20_0000
+"""Where the code is loaded and entered."""
+
+# virtio-mmio registers (4.2.2 MMIO Device Register Layout).
+_DEVICE_ID: Final = 0x08
+_DRIVER_FEATURES: Final = 0x20
+_DRIVER_FEATURES_SEL: Final = 0x24
+_QUEUE_SEL: Final = 0x30
+_QUEUE_NUM: Final = 0x38
+_QUEUE_READY: Final = 0x44
+_QUEUE_NOTIFY: Final = 0x50
+_STATUS: Final = 0x70
+_QUEUE_DESC: Final = 0x80
+_QUEUE_AVAIL: Final = 0x90
+_QUEUE_USED: Final = 0xA0
+CONFIG: Final = 0x100
+"""Where the configuration space begins."""
+
+
+class MicroGuest:
+    """A program under construction, and data that is in memory when it starts."""
+
+    def __init__(self) -> None:
+        self._code = bytearray()
+        self._data: list[tuple[int, bytes]] = []
+
+    def data(self, address: int, content: bytes) -> None:
+        """Have `content` at a guest physical address from the start. Pieces don't overlap."""
+        self._data.append((address, content))
+
+    def image(self) -> bytes:
+        """The ELF image."""
+        loads = [(LOAD_ADDRESS, bytes(self._code)), *self._data]
+        note = struct.pack("<III4sI", 4, 4, 18, b"Xen\0", LOAD_ADDRESS)
+        segments = [(1, address, content) for address, content in loads] + [(4, 0, note)]
+        position = 52 + 32 * len(segments)
+        headers, contents = b"", b""
+        for kind, address, content in segments:
+            size = len(content)
+            headers += struct.pack(
+                "<8I", kind, position + len(contents), address, address, size, size, 7, 4
+            )
+            contents += content + bytes(-size % 4)
+        ident = b"\x7fELF\x01\x01\x01" + bytes(9)
+        header = struct.pack(
+            "<HHIIIIIHHHHHH", 2, 3, 1, LOAD_ADDRESS, 52, 0, 0, 52, 32, len(segments), 0, 0, 0
+        )
+        return ident + header + headers + contents
+
+    # --- instructions --------------------------------------------------------------------------
+
+    def find_device(self, device_id: int, slots: Sequence[int]) -> None:
+        """Point EBX at the first virtio-mmio slot that holds a device of this type, or halt."""
+        test = bytes.fromhex("817b08") + struct.pack("<I", device_id)  # cmp [ebx+8], id
+        step = 5 + len(test) + 6
+        for number, slot in enumerate(slots):
+            self._code += b"\xbb" + struct.pack("<I", slot) + test  # mov ebx, slot
+            behind = (len(slots) - number - 1) * step + 2
+            self._code += b"\x0f\x84" + struct.pack("<i", behind)  # je behind
+        self.halt()
+
+    def write_register(self, offset: int, value: int) -> None:
+        """Write 32 bits to a register of the device."""
+        self._code += b"\xc7\x83" + struct.pack("<II", offset, value)  # mov [ebx+offset], value
+
+    def wait_for_u16(self, address: int, value: int) -> None:
+        """Spin until the memory at `address` holds `value`."""
+        loop = b"\x66\x81\x3d" + struct.pack("<IH", address, value)  # cmp [address], value
+        self._code += loop + b"\x75" + struct.pack("<b", -(len(loop) + 2))  # jne back
+
+    def load_byte(self, address: int) -> None:
+        """AL = the byte at a guest physical address."""
+        self._code += b"\xa0" + struct.pack("<I", address)
+
+    def add_register_byte(self, offset: int) -> None:
+        """AL += the byte at an offset into the device's registers."""
+        self._code += b"\x02\x83" + struct.pack("<I", offset)
+
+    def out_al(self, port: int) -> None:
+        """Write AL to an I/O port."""
+        self._code += b"\xe6" + struct.pack("<B", port)
+
+    def halt(self) -> None:
+        """Stop here: `hlt`, again after whatever may wake it."""
+        self._code += b"\xf4\xeb\xfd"
+
+    # --- virtio --------------------------------------------------------------------------------
+
+    def drive(self, queues: Sequence[QueueLayout], features: int) -> None:
+        """Take the device at EBX into use: these queues, these features, DRIVER_OK."""
+        for status in (0, 1, 3):
+            self.write_register(_STATUS, status)
+        for half in (0, 1):
+            self.write_register(_DRIVER_FEATURES_SEL, half)
+            self.write_register(_DRIVER_FEATURES, features >> 32 * half & 0xFFFF_FFFF)
+        self.write_register(_STATUS, 11)
+        for index, layout in enumerate(queues):
+            self.write_register(_QUEUE_SEL, index)
+            self.write_register(_QUEUE_NUM, layout.size)
+            for register, address in (
+                (_QUEUE_DESC, layout.desc),
+                (_QUEUE_AVAIL, layout.avail),
+                (_QUEUE_USED, layout.used),
+            ):
+                self.write_register(register, address & 0xFFFF_FFFF)
+                self.write_register(register + 4, address >> 32)
+            self.write_register(_QUEUE_READY, 1)
+        self.write_register(_STATUS, 15)
+
+    def notify(self, queue: int) -> None:
+        """Ring a queue's doorbell."""
+        self.write_register(_QUEUE_NOTIFY, queue)
