@@ -25,7 +25,7 @@ def test_a_slice_is_the_guests_own_memory(two_regions: GuestMemory) -> None:
     two_regions.slice(0x1FF0, 16)[:] = b"0123456789abcdef"
     assert two_regions.read(0x1FF8, 8) == b"89abcdef"
     two_regions.write(0x4000, b"hello")
-    assert two_regions.slice(0x4000, 5) == b"hello"
+    assert bytes(two_regions.slice(0x4000, 5)) == b"hello"
 
 
 def test_regions_are_told_in_order_of_address(two_regions: GuestMemory) -> None:

@@ -297,6 +297,22 @@ async def test_a_driver_that_breaks_a_rule_is_logged_once_and_the_device_rests(
         assert await exchange(vmm, 0, b"well") == b"llew"
 
 
+async def test_a_driver_cannot_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    device = Echo()
+    with caplog.at_level(logging.WARNING):
+        async with front_end(device, queues=1) as vmm:
+            for _ in range(15):
+                vmm.reset()
+                vmm.queues[0].offer(9999)
+                await vmm.start()
+                await trio.lowlevel.wait_readable(vmm.errors[0])
+                os.eventfd_read(vmm.errors[0])
+                await vmm.stop()
+    assert device.runs_ended == 15
+    assert len(caplog.records) == 10
+    assert "not logged" in caplog.records[-1].getMessage()
+
+
 @pytest.mark.parametrize("part", ["desc", "avail", "used"])
 @pytest.mark.parametrize("address", [0, USER_BASE + 0xF0000, USER_BASE + 0x100003, 1 << 63])
 async def test_rings_that_are_not_in_memory_rest_the_device(

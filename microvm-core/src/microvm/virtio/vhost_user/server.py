@@ -75,6 +75,7 @@ class _Backend:
         self._session = Session(device)
         self._memory: MappedMemory | None = None
         self._run: _Run | None = None
+        self._faults = _FaultLog(device)
 
     async def converse(self, nursery: trio.Nursery) -> None:
         """Serve messages until the front end hangs up."""
@@ -92,7 +93,7 @@ class _Backend:
                 await _send(self._peer, reply)
             plan = self._session.take_plan()
             if plan is not None and self._memory is not None:
-                self._run = _Run(self._device, plan, self._memory.memory)
+                self._run = _Run(self._device, plan, self._memory.memory, self._faults)
                 nursery.start_soon(self._run.drive)
 
     async def _act(self, message: Message) -> bytes | None:
@@ -124,8 +125,11 @@ class _Backend:
 class _Run:
     """One run of the device, from its plan to the end of its task."""
 
-    def __init__(self, device: VirtioDevice, plan: RunPlan, memory: GuestMemory) -> None:
+    def __init__(
+        self, device: VirtioDevice, plan: RunPlan, memory: GuestMemory, faults: _FaultLog
+    ) -> None:
         self._device = device
+        self._faults = faults
         self._plan = plan
         self._memory = memory
         self._queues: list[VirtQueue] = []
@@ -179,16 +183,34 @@ class _Run:
         )
 
     def _report(self, error: BaseException) -> None:
+        self._faults.report(error)
+        for ring in self._plan.rings:
+            if ring.ring.err is not None:
+                ring.ring.err.signal()
+
+
+class _FaultLog:
+    """Tells of a driver's faults: each once, and only so many, since a guest can repeat them."""
+
+    MAX_REPORTS = 10
+
+    def __init__(self, device: VirtioDevice) -> None:
+        self._device = device
+        self._reports = 0
+
+    def report(self, error: BaseException) -> None:
+        """Log that the device rests, and why."""
+        self._reports += 1
+        if self._reports > self.MAX_REPORTS:
+            return
         logger.warning(
-            "%s (virtio device %d) rests until its driver resets it: %s",
+            "%s (virtio device %d) rests until its driver resets it: %s%s",
             type(self._device).__name__,
             self._device.device_id,
             # Its words: a handler that keeps the record would keep the traceback, and the memory.
             str(error),
+            " Further faults are not logged." if self._reports == self.MAX_REPORTS else "",
         )
-        for ring in self._plan.rings:
-            if ring.ring.err is not None:
-                ring.ring.err.signal()
 
 
 # --- the socket ------------------------------------------------------------------------------
