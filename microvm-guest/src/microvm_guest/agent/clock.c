@@ -6,7 +6,8 @@
 #define STEP_NS (1 * NS_PER_S) /* gains below this are delay and drift: left to the guest */
 
 static bool owned;
-static uint64_t reference_host_ns, reference_boot_ns; /* 0: the host has not told yet */
+static bool told; /* the clock has been set once */
+static uint64_t reference_host_ns, reference_boot_ns; /* 0: none */
 
 static uint64_t read_clock(clockid_t id)
 {
@@ -32,26 +33,32 @@ void clock_own(bool mine)
     owned = mine;
 }
 
-void clock_set(uint64_t host_ns)
+static void refer_to(uint64_t host_ns)
 {
-    write_clock(host_ns);
     reference_host_ns = host_ns;
     reference_boot_ns = read_clock(CLOCK_BOOTTIME);
+}
+
+void clock_set(uint64_t wall_ns)
+{
+    write_clock(wall_ns);
+    told = true;
+    reference_host_ns = 0; /* it need not be the host's time: the next hint says what that is */
 }
 
 void clock_hint(uint64_t host_ns)
 {
     if (host_ns == 0)
         return;
-    if (reference_host_ns == 0) {
+    if (!told)
         clock_set(host_ns);
+    if (reference_host_ns == 0) {
+        refer_to(host_ns);
         return;
     }
-    uint64_t now = read_clock(CLOCK_BOOTTIME);
-    uint64_t expected = reference_host_ns + (now - reference_boot_ns);
+    uint64_t expected = reference_host_ns + (read_clock(CLOCK_BOOTTIME) - reference_boot_ns);
     if (host_ns <= expected || host_ns - expected < STEP_NS)
         return;
     write_clock(read_clock(CLOCK_REALTIME) + (host_ns - expected));
-    reference_host_ns = host_ns;
-    reference_boot_ns = now;
+    refer_to(host_ns);
 }

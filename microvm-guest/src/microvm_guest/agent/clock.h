@@ -17,8 +17,8 @@ uint64_t monotonic_ns(void);
 /* Whether this process may set the clock at all: not when it runs on somebody's own machine. */
 void clock_own(bool owned);
 
-/* Set the wall clock to `host_ns` since 1970. */
-void clock_set(uint64_t host_ns);
+/* Set the wall clock to `wall_ns` since 1970. */
+void clock_set(uint64_t wall_ns);
 
 /* The host's wall time at this moment, or a little before. */
 void clock_hint(uint64_t host_ns);

@@ -1,0 +1,115 @@
+"""The agent's clock: clock.c between a clock of our own and a script of what the host says."""
+
+import subprocess
+
+import pytest
+
+from microvm_guest.agent import SOURCE_DIR, WARNINGS
+
+DRIVER = r"""
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include "clock.h"
+
+static unsigned long long real_s = 5, boot_s = 100; /* a guest without a clock chip, just booted */
+
+int fake_gettime(clockid_t id, struct timespec *now)
+{
+    *now = (struct timespec){.tv_sec = (time_t)(id == CLOCK_REALTIME ? real_s : boot_s)};
+    return 0;
+}
+
+int fake_settime(clockid_t id, const struct timespec *value)
+{
+    (void)id;
+    real_s = (unsigned long long)value->tv_sec;
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    char what[16];
+    unsigned long long seconds;
+    clock_own(argc == 1 || strcmp(argv[1], "foreign") != 0);
+    while (scanf("%15s %llu", what, &seconds) == 2) {
+        if (strcmp(what, "hint") == 0)
+            clock_hint(seconds * 1000000000ull);
+        else if (strcmp(what, "set") == 0)
+            clock_set(seconds * 1000000000ull);
+        else if (strcmp(what, "pass") == 0)
+            real_s += seconds, boot_s += seconds;
+        else if (strcmp(what, "user") == 0)
+            real_s = seconds;
+    }
+    printf("%llu\n", real_s);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def clock(tmp_path_factory):
+    """Gives the guest's wall clock, in seconds, after a script."""
+    directory = tmp_path_factory.mktemp("clock")
+    (directory / "driver.c").write_text(DRIVER)
+    program = directory / "driver"
+    fakes = ["-Dclock_gettime=fake_gettime", "-Dclock_settime=fake_settime"]
+    sources = [str(directory / "driver.c"), str(SOURCE_DIR / "clock.c")]
+    include = f"-I{SOURCE_DIR}"
+    subprocess.run(["gcc", *WARNINGS, *fakes, include, "-o", program, *sources], check=True)
+
+    def after(script, *arguments):
+        done = subprocess.run(
+            [program, *arguments], input=script, capture_output=True, text=True, check=True
+        )
+        return int(done.stdout)
+
+    return after
+
+
+def test_the_first_hint_sets_the_clock(clock):
+    assert clock("hint 1000000") == 1_000_000
+
+
+def test_a_hint_of_no_time_is_none(clock):
+    assert clock("hint 0 pass 1") == 6
+
+
+def test_time_that_passes_on_both_sides_moves_nothing(clock):
+    assert clock("hint 1000000 pass 50 hint 1000050 pass 1") == 1_000_051
+
+
+def test_what_the_guest_has_slept_through_is_made_up_for(clock):
+    assert clock("hint 1000000 pass 50 hint 1003650") == 1_003_650
+    assert clock("hint 1000000 hint 1003600 pass 10 hint 1007210") == 1_007_210
+
+
+def test_it_is_made_up_for_once(clock):
+    assert clock("hint 1000000 hint 1003600 hint 1003600 pass 5 hint 1003605") == 1_003_605
+
+
+def test_a_hint_that_was_long_on_its_way_moves_nothing(clock):
+    assert clock("hint 1000000 pass 100 hint 1000020") == 1_000_100
+    assert clock("hint 1000000 pass 100 hint 1000020 pass 1 hint 1000101") == 1_000_101
+
+
+def test_a_clock_that_the_guest_has_set_keeps_its_offset(clock):
+    assert clock("hint 1000000 user 500 pass 10 hint 1000010") == 510
+    assert clock("hint 1000000 user 500 pass 10 hint 1003610") == 4110
+
+
+def test_a_host_whose_clock_goes_back_does_not_take_the_guest_with_it(clock):
+    assert clock("hint 1000000 pass 10 hint 500000") == 1_000_010
+
+
+def test_set_clock_sets_it_and_the_next_hint_does_not_undo_that(clock):
+    assert clock("hint 1000000 set 7000 hint 1000000 pass 3 hint 1000003") == 7003
+    assert clock("set 7000 pass 1 hint 1000001 pass 1 hint 1000002") == 7002
+
+
+def test_sleep_is_made_up_for_after_set_clock_too(clock):
+    assert clock("hint 1000000 set 1003600 hint 1003600 pass 1 hint 1007201") == 1_007_201
+
+
+def test_a_clock_that_is_not_the_agents_own_is_left_alone(clock):
+    assert clock("hint 1000000 set 7 hint 2000000", "foreign") == 5
