@@ -138,9 +138,13 @@ class Monitor:
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         self._buffer = b""
 
+    async def send(self, name: str) -> None:
+        """Give a command whose return may never come, since the guest may end before it."""
+        await self._stream.send_all(json.dumps({"execute": name}).encode())
+
     async def command(self, name: str) -> None:
         """Run a command and wait for its return."""
-        await self._stream.send_all(json.dumps({"execute": name}).encode())
+        await self.send(name)
         while "return" not in await self._next():
             pass
 
@@ -169,7 +173,7 @@ async def play(device: Answering, kernel: Path, *, pause: bool) -> int:
                 await device.heard.wait()
                 await control.command("qmp_capabilities")
                 await control.command("stop")
-                await control.command("cont")
+                await control.send("cont")
             code = await process.wait()
         await control.aclose()
     return code
