@@ -261,6 +261,13 @@ static void refuse(int fd)
     close(fd);
 }
 
+/* Its end has come but not been served yet: an accept is often served before it. */
+static bool is_lost(const struct connection *connection)
+{
+    char byte;
+    return recv(connection->watch.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+}
+
 struct connection *connection_open(int fd, bool dialling)
 {
     struct connection *chosen = NULL;
@@ -273,6 +280,9 @@ struct connection *connection_open(int fd, bool dialling)
         if (it->state != CONNECTION_OPEN && (chosen == NULL || it->opened < chosen->opened))
             chosen = it;
     }
+    FOR_EACH_CONNECTION (it)
+        if (chosen == NULL && is_lost(it))
+            chosen = it;
     if (chosen == NULL) {
         refuse(fd);
         return NULL;
