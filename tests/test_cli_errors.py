@@ -90,7 +90,7 @@ def make_text(path: Path) -> None:
         (make_fifo, "not a regular file"),
         (make_directory, "directory"),
         (make_empty, "empty"),
-        (make_truncated, "truncated"),
+        (make_truncated, "cut short"),
         (make_nothing, "no such file"),
         (make_text, "neither"),
     ],

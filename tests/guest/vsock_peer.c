@@ -7,7 +7,6 @@
  *                                print what comes back
  */
 #include <errno.h>
-#include <linux/vm_sockets.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -15,6 +14,17 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+/* vsock(7). Declared here, since musl-gcc does not see the kernel's <linux/vm_sockets.h>. */
+#define VMADDR_CID_ANY 0xFFFFFFFFu
+#define VMADDR_CID_HOST 2u
+struct sockaddr_vm {
+	sa_family_t svm_family;
+	unsigned short svm_reserved1;
+	unsigned svm_port;
+	unsigned svm_cid;
+	unsigned char svm_zero[4];
+};
 
 static char buffer[65536];
 

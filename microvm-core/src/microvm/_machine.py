@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
 
 from microvm._assembly import Assembly, BackendChoice, assemble
@@ -94,6 +95,7 @@ class Machine:
         self._ready_error: MicrovmError | None = None
         self._ready_known = trio.Event()
         self._stopping = False
+        self._guest_agreed = False
 
     # --- life ----------------------------------------------------------------------------
 
@@ -162,6 +164,11 @@ class Machine:
 
     async def _watch(self, running: RunningMachine) -> None:
         ended = await running.wait()
+        if self._guest_agreed and ended.reason is OutcomeReason.RESET:
+            # Without ACPI a guest's only way to end its machine is a reset; this one was asked to.
+            ended = attrs.evolve(
+                ended, reason=OutcomeReason.POWERED_OFF, detail="The guest shut down when asked."
+            )
         self._end_with(ended)
         if ended.reason is OutcomeReason.CRASHED and not self._stopping:
             log.warning("%s", ended.detail)
@@ -408,6 +415,7 @@ class Machine:
                     except GuestError:
                         pass  # a guest that can't be asked is ended below
                     else:
+                        self._guest_agreed = True
                         await self._ended.wait()
         if self._outcome is None:
             await running.kill()

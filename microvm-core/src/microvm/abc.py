@@ -107,10 +107,6 @@ class Activation:
     queues: tuple[ActiveQueue, ...]
     """By queue index. A queue that the transport keeps to itself, or that the driver did not set
     up, has no entry behind the last one given (vhost-user keeps vsock's event queue)."""
-    resumed: bool = False
-    """The rings go on where the last `run` left them, and the guest does not know of it: the
-    machine was paused, or its memory laid out anew. What the device holds for the guest (open
-    connections) stays. False: the driver has set the device up anew."""
 
 
 class VirtioDevice(ABC):
@@ -118,8 +114,9 @@ class VirtioDevice(ABC):
 
     The transport owns the register file and the status dance. The device says what it offers,
     answers for its configuration space, and serves its queues in `run` from DRIVER_OK until
-    that call is cancelled (the driver reset the device, or the machine ends). `run` may be
-    called again after a reset; it is never called twice at once.
+    that call is cancelled: the machine pauses, the driver resets the device, or the machine
+    ends. After a pause `run` is called again and the guest knows of nothing; in the other two
+    cases `reset` is called first. `run` is never called twice at once.
     """
 
     @property
@@ -150,6 +147,14 @@ class VirtioDevice(ABC):
 
     def write_config(self, offset: int, data: bytes) -> None:
         """A write by the driver to the configuration space; what is read-only is ignored."""
+        return
+
+    def reset(self) -> None:
+        """Forget what is held for the guest (open connections): its driver has, or is gone.
+
+        Called while no `run` is under way; before each `run` but one that goes on after a
+        pause, and once the guest is gone for good.
+        """
         return
 
     @asynccontextmanager

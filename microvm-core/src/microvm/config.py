@@ -157,7 +157,7 @@ class MachineConfig:
         check_cmdline(checks, self.cmdline, "cmdline")
         ready = self.ready_within_s
         checks.require(
-            isinstance(ready, int | float) and ready > 0,
+            ready > 0,
             "ready_within_s",
             f"must be a positive number of seconds, not {ready!r}.",
         )

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from microvm._groups import only_error
+
 
 class EndedBySignal(SystemExit):
     """Carries 128+n out through every scope, as a shell would report the signal."""
@@ -15,7 +17,10 @@ class EndedBySignal(SystemExit):
 
 @asynccontextmanager
 async def ended_by_signals(*signals: signal.Signals) -> AsyncIterator[None]:
-    """Cancel the body at the first of `signals`, then exit with 128 + its number."""
+    """Cancel the body at the first of `signals`, then exit with 128 + its number.
+
+    The body's own error comes out as it is, not in a group.
+    """
     received: signal.Signals | None = None
 
     async def watch(scope: trio.CancelScope) -> None:
@@ -26,9 +31,12 @@ async def ended_by_signals(*signals: signal.Signals) -> AsyncIterator[None]:
                 scope.cancel()
                 return
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(watch, nursery.cancel_scope)
-        yield
-        nursery.cancel_scope.cancel()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch, nursery.cancel_scope)
+            yield
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise only_error(group) from None
     if received is not None:
         raise EndedBySignal(128 + received)

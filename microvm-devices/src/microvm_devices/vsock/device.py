@@ -88,6 +88,10 @@ class VsockDevice(VirtioDevice, GuestChannels):
         """As `VirtioDevice.run`."""
         await self._muxer.serve(activation)
 
+    def reset(self) -> None:
+        """The guest has forgotten its connections, and so do we."""
+        self._muxer.reset()
+
     # --- GuestChannels -------------------------------------------------------------------
 
     async def connect(self, port: int) -> trio.SocketStream:

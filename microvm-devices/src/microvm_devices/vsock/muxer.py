@@ -209,7 +209,7 @@ class VsockMuxer:
             self._tell_change()
 
     async def serve(self, activation: Activation) -> None:
-        """Serve the queues until cancelled; then no connection of the guest's is left.
+        """Serve the queues until cancelled. Connections outlive that, since it may be a pause.
 
         Raises:
             GuestError: the driver broke a rule.
@@ -238,6 +238,10 @@ class VsockMuxer:
         if session.failure is not None:
             raise session.failure
 
+    def reset(self) -> None:
+        """The guest has forgotten its connections: each ends as if it had sent an RST."""
+        self._table.guest_forgot()
+
     def _end_session(self) -> None:
         session = self._session
         if session is None:
@@ -245,7 +249,6 @@ class VsockMuxer:
         self._session = None
         self._dropped += session.queues.dropped
         self._resets_sent += session.queues.resets_sent
-        self._table.guest_forgot()
         session.scope.cancel()
         self._tell_change()
 
@@ -254,6 +257,7 @@ class VsockMuxer:
         if session is self._session:
             session.failure = failure
             self._end_session()
+            self._table.guest_forgot()
 
     def _tell_change(self) -> None:
         self._changed.set()

@@ -110,6 +110,7 @@ class GuestVsock:
     @asynccontextmanager
     async def running(self, device: VirtioDevice) -> AsyncIterator[None]:
         """As `attached`, for a device whose `lifespan` is open already."""
+        device.reset()
         async with trio.open_nursery() as nursery:
             self.post_rx()
             nursery.start_soon(device.run, activation(self.rx, self.tx, self.event))
@@ -311,8 +312,11 @@ class GuestStream:
 
     @property
     def peer_free(self) -> int:
-        """How much the host is ready to take."""
-        return self.peer_buf_alloc - ((self.tx_cnt - self.peer_fwd_cnt) & _U32)
+        """How much may be sent: what the host is ready to take, and as recent Linux has it, no
+        further ahead than the own buffer's size.
+        """
+        window = min(self.peer_buf_alloc, self.guest.buf_alloc)
+        return window - ((self.tx_cnt - self.peer_fwd_cnt) & _U32)
 
     def take(self, packet: Received) -> None:
         """A packet from the host."""

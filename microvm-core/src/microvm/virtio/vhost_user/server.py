@@ -62,6 +62,7 @@ async def serve_vhost_user(sock: socket.socket, device: VirtioDevice) -> None:
                     finally:
                         with trio.CancelScope(shield=True):
                             await backend.stop()
+                        device.reset()
         finally:
             backend.close()
 
@@ -143,6 +144,8 @@ class _Run:
     async def drive(self) -> None:
         """Run the device until it ends or `stop` is called."""
         try:
+            if not self._plan.resumed:
+                self._device.reset()
             with self._scope:
                 await self._device.run(self._activation())
         except* GuestError as group:
@@ -179,7 +182,6 @@ class _Run:
                 ActiveQueue(queue=queue, doorbell=KickDoorbell(ring.kick), irq=CallLine(ring.ring))
                 for ring, queue in zip(plan.rings, self._queues, strict=True)
             ),
-            resumed=plan.resumed,
         )
 
     def _report(self, error: BaseException) -> None:

@@ -30,8 +30,8 @@ GET_CONFIG. When the driver sets DRIVER_OK: CALL again, SET_FEATURES, SET_MEM_TA
 ADDR, KICK ring by ring; ENABLE ring by ring; and once it runs, CALL with the guest's own
 interrupt. When the driver resets the device: ENABLE 0 and then GET_VRING_BASE ring by ring, CALL.
 The same when the VM is paused; what follows then begins with the bases we gave, while a driver
-that begins anew begins at 0. That is all the difference there is, and `Activation.resumed` is
-made of it. (Both at 0 after 65536 requests is a chance of 2^-16 for each ring.)
+that begins anew begins at 0. That is all the difference there is, and whether the device's `reset`
+is called is made of it. (Both at 0 after 65536 requests is a chance of 2^-16 for each ring.)
 
 STATUS is not offered: QEMU 7.2 accepts it and, for the devices whose front end is not a network
 card's, never sends DRIVER_OK; whoever waits for that waits for ever.
