@@ -205,7 +205,7 @@ async def test_a_qemu_that_is_killed_is_a_crash_told_with_the_console(
     platform: QemuPlatform, micro_kernel: MicroKernel, plan_of: PlanOf
 ) -> None:
     async with platform.start(plan_of(micro_kernel("spin", b"alive\r\n"))) as machine:
-        await printed(machine)
+        await printed(machine, characters=len("alive"))
         os.kill(qemu_pid(), signal.SIGKILL)
         outcome = await machine.wait()
     assert outcome.reason is OutcomeReason.CRASHED

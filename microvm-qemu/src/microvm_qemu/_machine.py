@@ -173,6 +173,8 @@ class QemuMachine(RunningMachine):
         signs = self._reader.signs
         looking = False
         while data := await _receive(console):
+            # On a busy host a guest may be at its end before the monitor's answer is read.
+            self._runs = True
             self._console.feed(data)
             self._reader.feed(data)
             if signs.hung:
