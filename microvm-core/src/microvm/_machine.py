@@ -62,7 +62,8 @@ class Machine:
     Args:
         config: The machine, described; the default is a minimal guest with the agent.
         plugins: Where components come from; the default is what is installed.
-        timeline: Where to record the phases of the boot; for a program that began its own.
+        assembly: The machine already planned, with `config` and `plugins` those of the planning;
+            for a program that launched its platform early (`HostedPlatform.prelaunch`).
 
     Raises (on entry):
         ConfigError: the description can't be built; every problem is listed.
@@ -80,13 +81,13 @@ class Machine:
         config: MachineConfig | None = None,
         *,
         plugins: PluginManager | None = None,
-        timeline: BootTimeline | None = None,
+        assembly: Assembly | None = None,
     ) -> None:
         self.config = config if config is not None else MachineConfig()
         self._plugins = plugins
-        self._timeline = timeline
+        self._timeline = assembly.plan.timeline if assembly is not None else BootTimeline()
         self._scope: AbstractAsyncContextManager[None] | None = None
-        self._assembly: Assembly | None = None
+        self._assembly = assembly
         self._running: RunningMachine | None = None
         self._channels: GuestChannels | None = None
         self._outcome: MachineOutcome | None = None
@@ -126,13 +127,13 @@ class Machine:
 
     @asynccontextmanager
     async def _live(self) -> AsyncIterator[None]:
-        timeline = self._timeline if self._timeline is not None else BootTimeline()
-        self._timeline = timeline
         if self._plugins is None:
             from microvm.plugins import installed_plugins
 
             self._plugins = installed_plugins()
-        self._assembly = assembly = assemble(self.config, self._plugins, timeline)
+        assembly = self._assembly
+        if assembly is None:
+            assembly = self._assembly = assemble(self.config, self._plugins, self._timeline)
         try:
             async with AsyncExitStack() as stack:
                 for attached in assembly.plan.devices:
@@ -175,7 +176,6 @@ class Machine:
 
     async def _make_ready(self, running: RunningMachine, links: list[GuestLink]) -> None:
         """Bring up the links in order, bounded by time and by the machine's own end."""
-        assert self._timeline is not None
         assert self._plugins is not None
         guest: Guest | None = None
         failure: BaseException | None = None
@@ -258,7 +258,7 @@ class Machine:
     @property
     def timing(self) -> Mapping[str, float]:
         """The boot so far: phase to milliseconds, in order."""
-        return self._timeline.phases if self._timeline is not None else {}
+        return self._timeline.phases
 
     @property
     def exit_counts(self) -> Mapping[str, int]:

@@ -17,7 +17,12 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    nullcontext,
+)
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -212,9 +217,12 @@ class AttachedDevice:
     device: VirtioDevice
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False)
 class MachinePlan:
-    """A machine with every choice made: what `HostedPlatform.start` turns into a running one."""
+    """A machine with every choice made: what `HostedPlatform.start` turns into a running one.
+
+    Two plans are equal only if they are one: each is for one machine.
+    """
 
     config: MachineConfig
     kernel: Path
@@ -269,6 +277,15 @@ class HostedPlatform(ABC):
             BackendError: the host or the platform's program failed.
             ImageError: the kernel or initrd can't be used.
         """
+
+    def prelaunch(self, plan: MachinePlan) -> AbstractContextManager[None]:
+        """Begin what needs no trio loop; `start` with the same plan then goes on from there.
+
+        For a program that has trio still to import and its own to set up: the platform's process
+        may come up meanwhile. Leaving the block ends what no `start` has taken over. Optional:
+        the default begins nothing. Raises as `start` does.
+        """
+        return nullcontext()
 
     def kernel_cmdline(self, config: MachineConfig) -> Sequence[str]:
         """Words this platform's guests need on their command line (console, reboot method)."""

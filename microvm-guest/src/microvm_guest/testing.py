@@ -22,7 +22,8 @@ import trio.testing
 
 from microvm_guest._tasks import serving
 from microvm_guest.client import AgentClient, open_client
-from microvm_guest.protocol import HOST_PORT, Channel, ErrorCode, RunFlag
+from microvm_guest.ports import HOST_PORT
+from microvm_guest.protocol import Channel, ErrorCode, RunFlag
 from microvm_guest.protocol.fields import FieldTag, decode_fields, decode_number, encode_field
 from microvm_guest.protocol.frames import (
     FROM_HOST,

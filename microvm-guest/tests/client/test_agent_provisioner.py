@@ -9,7 +9,7 @@ from microvm.plugins import ProvisionerFactory
 from microvm.testing.channels import MemoryChannels
 from microvm.timeline import BootTimeline
 from microvm_guest import plugin
-from microvm_guest.protocol import HOST_PORT
+from microvm_guest.ports import HOST_PORT
 from microvm_guest.provisioners.agent import AgentProvisioner
 from microvm_guest.testing import FakeAgent, FakeCommand
 

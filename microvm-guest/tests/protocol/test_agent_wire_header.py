@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from microvm_guest import ports
 from microvm_guest.agent import HEADERS, SOURCE_DIR, SOURCES
 from microvm_guest.protocol import fields, frames
 
@@ -42,8 +43,8 @@ def test_the_enumerations_have_the_same_names_and_numbers(name, python):
     [
         ("WIRE_MAJOR", frames.MAJOR),
         ("WIRE_MINOR", frames.MINOR),
-        ("WIRE_GUEST_PORT", frames.GUEST_PORT),
-        ("WIRE_HOST_PORT", frames.HOST_PORT),
+        ("WIRE_GUEST_PORT", ports.GUEST_PORT),
+        ("WIRE_HOST_PORT", ports.HOST_PORT),
         ("WIRE_HEADER_BYTES", frames.HEADER.size),
         ("WIRE_MAX_PAYLOAD", frames.MAX_PAYLOAD),
         ("WIRE_MAX_ERROR_TEXT", frames.MAX_ERROR_TEXT),

@@ -4,13 +4,14 @@ The kernel sends a child's death signal when the *thread* that started it ends, 
 idle worker threads after 10 s. So each child has a thread of its own, which starts it, waits for
 it and does nothing else:
 
-    trio thread                          the child's thread
-      HeldProcess.start ---------------->  Popen, pidfd_open
-      started           <---------------   (blocks in waitpid)
+    any thread                            the child's thread
+      HeldProcess(...)  ---------------->  Popen, pidfd_open
+      (blocks, 2 ms)    <---------------   (blocks in waitpid)
       kill: pidfd_send_signal                   :
-      ended             <---------------   waitpid returns; the thread ends
+      wait              <---------------   waitpid returns; the thread ends
 
 Signals go through the pidfd: the child's number may be another process's once it was waited for.
+Nothing here but `wait` needs a trio loop, so that a child can be started before there is one.
 """
 
 from __future__ import annotations
@@ -19,31 +20,60 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-
-import trio
+from typing import TYPE_CHECKING
 
 from microvm.errors import BackendError
 
+if TYPE_CHECKING:
+    import trio
+
 
 class HeldProcess:
-    """A running child; made by `held_process`. For the trio thread."""
+    """A running child. Standard input and output are ``/dev/null``.
 
-    def __init__(self, argv: Sequence[str], pass_fds: Sequence[int], stderr: int) -> None:
+    `close` it, on the thread that made it. For `kill -9` of this process to end it too, `argv`
+    must ask for a death signal (`dying_with_parent`).
+
+    Args:
+        argv: Program and arguments.
+        pass_fds: Descriptors that it inherits under the same numbers.
+        stderr: A descriptor for its standard error.
+
+    Raises:
+        BackendError: it could not be started.
+    """
+
+    def __init__(self, argv: Sequence[str], *, pass_fds: Sequence[int], stderr: int) -> None:
         self._argv = argv
         self._pass_fds = tuple(pass_fds)
         self._stderr = stderr
-        self._trio = trio.lowlevel.current_trio_token()
-        self._thread = threading.Thread(target=self._hold, name="microvm-qemu", daemon=True)
-        self._started = trio.Event()
-        self._ended = trio.Event()
+        self._launched = threading.Event()
         self._failure: Exception | None = None
         self._pid = -1
         self._pidfd = -1
         self._returncode = 0
+        self._ended = False
+        self._ended_lock = threading.Lock()
+        self._waiting: list[tuple[trio.lowlevel.TrioToken, trio.Event]] = []
+        self._thread = threading.Thread(target=self._hold, name="microvm-qemu", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise BackendError(
+                f"No thread could be started to run QEMU: {error}.",
+                remedy="The limit on processes and threads is reached (ulimit -u, pids.max).",
+            ) from error
+        self._launched.wait()
+        self._check_launched()
 
-    # --- the child's thread --------------------------------------------------------------
+    def _check_launched(self) -> None:
+        if self._failure is not None:
+            self._thread.join()
+            reason = getattr(self._failure, "strerror", None) or self._failure
+            message = f"{self._argv[0]} could not be started: {reason}."
+            raise BackendError(message) from self._failure
 
     def _hold(self) -> None:
         try:
@@ -58,7 +88,7 @@ class HeldProcess:
             )
         except Exception as error:
             self._failure = error
-            self._tell(self._started.set)
+            self._launched.set()
             return
         try:
             self._pidfd = os.pidfd_open(child.pid)
@@ -66,40 +96,16 @@ class HeldProcess:
             self._failure = error
             child.kill()  # not yet waited for: the number is still its own
             child.wait()
-            self._tell(self._started.set)
+            self._launched.set()
             return
         self._pid = child.pid
-        self._tell(self._started.set)
+        self._launched.set()
         self._returncode = child.wait()
-        self._tell(self._ended.set)
-
-    def _tell(self, what: Callable[[], object]) -> None:
-        with suppress(trio.RunFinishedError):  # then nobody waits any more
-            self._trio.run_sync_soon(what)
-
-    # --- the trio thread -----------------------------------------------------------------
-
-    async def _start(self) -> None:
-        try:
-            self._thread.start()
-        except RuntimeError as error:
-            raise BackendError(
-                f"No thread could be started to run QEMU: {error}.",
-                remedy="The limit on processes and threads is reached (ulimit -u, pids.max).",
-            ) from error
-        await self._started.wait()
-        if self._failure is not None:
-            self._thread.join()
-            reason = getattr(self._failure, "strerror", None) or self._failure
-            raise BackendError(
-                f"{self._argv[0]} could not be started: {reason}."
-            ) from self._failure
-
-    async def _end(self) -> None:
-        self.kill()
-        await self._ended.wait()
-        self._thread.join()  # it has nothing left to do
-        os.close(self._pidfd)
+        with self._ended_lock:
+            self._ended = True
+        for token, event in self._waiting:
+            with suppress(RuntimeError):  # that loop has finished, and nobody waits any more
+                token.run_sync_soon(event.set)
 
     @property
     def pid(self) -> int:
@@ -109,7 +115,7 @@ class HeldProcess:
     @property
     def ended(self) -> bool:
         """Whether it has ended and was waited for."""
-        return self._ended.is_set()
+        return self._ended
 
     @property
     def returncode(self) -> int:
@@ -119,13 +125,29 @@ class HeldProcess:
 
     def kill(self) -> None:
         """Send SIGKILL; nothing happens if it has ended."""
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        if not self.ended:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     async def wait(self) -> int:
         """Wait for its end and return the exit code, negative for a signal."""
-        await self._ended.wait()
+        import trio
+
+        event = trio.Event()
+        with self._ended_lock:
+            if self._ended:
+                return self._returncode
+            self._waiting.append((trio.lowlevel.current_trio_token(), event))
+        await event.wait()
         return self.returncode
+
+    def close(self) -> None:
+        """Kill it if it still runs, and let go of it. Blocks for as long as its death takes."""
+        self.kill()
+        self._thread.join()
+        if self._pidfd != -1:
+            os.close(self._pidfd)
+            self._pidfd = -1
 
 
 @asynccontextmanager
@@ -134,22 +156,20 @@ async def held_process(
 ) -> AsyncIterator[HeldProcess]:
     """Run a program within the block; on leaving it, it is killed and waited for.
 
-    Standard input and output are ``/dev/null``. For `kill -9` of this process to end it too,
-    `argv` must ask for a death signal (`dying_with_parent`).
-
-    Args:
-        argv: Program and arguments.
-        pass_fds: Descriptors that it inherits under the same numbers.
-        stderr: A descriptor for its standard error.
-
-    Raises:
-        BackendError: it could not be started.
+    As `HeldProcess`, but that nothing blocks while the process dies.
     """
-    process = HeldProcess(argv, pass_fds, stderr)
-    with trio.CancelScope(shield=True):  # a start takes 2 ms and can't be undone halfway
-        await process._start()
+    process = HeldProcess(argv, pass_fds=pass_fds, stderr=stderr)
     try:
         yield process
     finally:
-        with trio.CancelScope(shield=True):
-            await process._end()
+        await finish(process)
+
+
+async def finish(process: HeldProcess) -> None:
+    """Kill a process and let go of it, also when cancelled."""
+    import trio
+
+    with trio.CancelScope(shield=True):
+        process.kill()
+        await process.wait()
+        process.close()

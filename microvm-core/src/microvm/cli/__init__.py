@@ -25,7 +25,10 @@ EXIT_INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    # The others' modules are not needed to run one.
+    wanted = words[:1] if words and words[0] in COMMANDS else COMMANDS
+    args = build_parser(wanted).parse_args(words)
     level = os.environ.get("MICROVM_LOG", "warning").upper()
     logging.basicConfig(
         format="microvm: %(message)s",
@@ -54,13 +57,13 @@ def _exit_code(error: BaseException) -> int:
     raise error
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line's parser."""
+def build_parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The command line's parser, for all subcommands or for some."""
     parser = argparse.ArgumentParser(
         prog="microvm", description="Run programs in hardware-isolated Linux guests."
     )
     parser.add_argument("--version", action="version", version=f"microvm {microvm.__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name in COMMANDS:
+    for name in commands:
         import_module(f"microvm.cli.{name}").add_parser(subparsers)
     return parser

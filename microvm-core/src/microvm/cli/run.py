@@ -8,6 +8,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
+from microvm.cli import EXIT_OWN_FAILURE
 from microvm.cli._machine_options import add_machine_options, machine_config
 
 if TYPE_CHECKING:
@@ -43,36 +44,43 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the process's exit code."""
     from microvm.cli._process_start import timeline_since_process_start
-
-    timeline = timeline_since_process_start()
-    config = machine_config(args)
-    options = {"env": dict(map(_split_env, args.env)), "cwd": args.cwd, "user": args.user}
-
-    import trio
-
-    from microvm._machine import Machine
     from microvm.errors import MicrovmError
 
-    timeline.mark("imports")
-    machine = Machine(config, timeline=timeline)
-
-    async def session() -> RunResult:
-        from microvm.cli._signals import ended_by_signals
-
-        async with ended_by_signals(signal.SIGTERM, signal.SIGHUP), machine:
-            await machine.wait_ready()
-            result = await _command(args, machine, options)
-            timeline.mark("command")
-        timeline.mark("stop")
-        return result
-
+    timeline = timeline_since_process_start()
     try:
-        result = trio.run(session)
+        return _run(args, timeline)
     except MicrovmError as error:
         if not args.json:
             raise
         print(json.dumps(_failure(error, timeline)))
-        return 125
+        return EXIT_OWN_FAILURE
+
+
+def _run(args: argparse.Namespace, timeline: BootTimeline) -> int:
+    config = machine_config(args)
+    options = {"env": dict(map(_split_env, args.env)), "cwd": args.cwd, "user": args.user}
+
+    from microvm._assembly import assemble
+    from microvm.plugins import installed_plugins
+
+    assembly = assemble(config, installed_plugins(), timeline)
+    with assembly.platform.prelaunch(assembly.plan):
+        import trio
+
+        from microvm._machine import Machine
+        from microvm.cli._signals import ended_by_signals
+
+        machine = Machine(config, assembly=assembly)
+
+        async def session() -> RunResult:
+            async with ended_by_signals(signal.SIGTERM, signal.SIGHUP), machine:
+                await machine.wait_ready()
+                result = await _command(args, machine, options)
+                timeline.mark("command")
+            timeline.mark("stop")
+            return result
+
+        result = trio.run(session)
     if args.json:
         print(json.dumps(_report(machine, result, timeline)))
     if args.timing:

@@ -6,13 +6,12 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from microvm.abc import GuestChannels, VirtioDevice
 from microvm.virtio.ids import DeviceType
-from microvm_devices.vsock.muxer import VsockMuxer, VsockStatistics
 from microvm_devices.vsock.packet import VIRTIO_VSOCK_F_STREAM
-from microvm_devices.vsock.uds import UdsMux
 
 if TYPE_CHECKING:
     import trio
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from microvm.abc import Activation
     from microvm.config import VsockConfig
     from microvm_devices.vsock.listener import VsockListener
+    from microvm_devices.vsock.muxer import VsockMuxer, VsockStatistics
+    from microvm_devices.vsock.uds import UdsMux
 
 QUEUE_SIZE: Final = 256
 """Of each queue. Linux fills RX with buffers of one page, 1 MiB of its memory."""
@@ -42,9 +43,24 @@ class VsockDevice(VirtioDevice, GuestChannels):
     """
 
     def __init__(self, config: VsockConfig) -> None:
+        self._config = config
         self._config_space = _CONFIG.pack(config.guest_cid)
-        self._uds = UdsMux(config.uds_path) if config.uds_path is not None else None
-        self._muxer = VsockMuxer(config.guest_cid, self._uds.dial_host if self._uds else None)
+
+    # Made when first needed: they import trio, and a device is made before the platform's process
+    # is launched, which then comes up while that import is under way.
+
+    @cached_property
+    def _uds(self) -> UdsMux | None:
+        from microvm_devices.vsock.uds import UdsMux
+
+        return UdsMux(self._config.uds_path) if self._config.uds_path is not None else None
+
+    @cached_property
+    def _muxer(self) -> VsockMuxer:
+        from microvm_devices.vsock.muxer import VsockMuxer
+
+        dial_host = self._uds.dial_host if self._uds is not None else None
+        return VsockMuxer(self._config.guest_cid, dial_host)
 
     # --- VirtioDevice --------------------------------------------------------------------
 

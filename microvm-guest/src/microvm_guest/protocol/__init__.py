@@ -4,11 +4,9 @@ from microvm_guest.protocol.commands import RunRequest
 from microvm_guest.protocol.connection import AgentConnection, LocalProtocolError
 from microvm_guest.protocol.events import NEED_DATA, Event
 from microvm_guest.protocol.fields import RunFlag
-from microvm_guest.protocol.frames import GUEST_PORT, HOST_PORT, Channel, ErrorCode
+from microvm_guest.protocol.frames import Channel, ErrorCode
 
 __all__ = [
-    "GUEST_PORT",
-    "HOST_PORT",
     "NEED_DATA",
     "AgentConnection",
     "Channel",

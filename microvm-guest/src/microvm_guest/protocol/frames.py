@@ -23,11 +23,6 @@ MAJOR = 1
 MINOR = 0
 MAGIC = b"mvmagent"
 
-GUEST_PORT = 1025
-"""Where the agent listens."""
-HOST_PORT = 1024
-"""What the agent dials when it is ready."""
-
 HEADER = struct.Struct("<IBBHI")
 MAX_PAYLOAD = 65536
 MAX_ERROR_TEXT = 512

@@ -9,20 +9,21 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-import trio
-
 from microvm.abc import GuestChannels, GuestLink, Provisioner
 from microvm.config import BootSource, MachineConfig
-from microvm_guest._tasks import serving
-from microvm_guest.client import AgentClient
-from microvm_guest.protocol import HOST_PORT
+from microvm_guest.ports import HOST_PORT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    import trio
     from trio.abc import HalfCloseableStream, Listener
 
     from microvm.timeline import BootTimeline
+    from microvm_guest.client import AgentClient
+
+# What needs trio is imported where it is used: a provisioner is made before the platform's
+# process is launched, and the rest of the imports cost nothing while that and the guest start.
 
 
 class AgentProvisioner(Provisioner):
@@ -38,6 +39,10 @@ class AgentProvisioner(Provisioner):
     @asynccontextmanager
     async def attach(self, channels: GuestChannels) -> AsyncIterator[AgentLink]:
         """Listen for the agent; when the block is left, the client it became is closed."""
+        import trio
+
+        from microvm_guest._tasks import serving
+
         listener = channels.listen(HOST_PORT)
         try:
             async with serving() as nursery:
@@ -65,6 +70,8 @@ class AgentLink(GuestLink):
             GuestProtocolError: what called is not an agent of this version.
             GuestGone: it hung up at once.
         """
+        from microvm_guest.client import AgentClient
+
         stream = await self._listener.accept()
         timeline.mark("kernel")
         client = AgentClient(stream)
