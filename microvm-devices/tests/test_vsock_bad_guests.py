@@ -410,7 +410,8 @@ async def test_a_guest_that_does_not_read_stops_the_hosts_writer() -> None:
 
 
 async def test_a_host_that_does_not_read_stops_the_guests_writer() -> None:
-    async with vsock() as (device, guest), trio.open_nursery() as nursery:
+    guest = GuestVsock(buf_alloc=4 * limits.BUF_ALLOC)
+    async with vsock(guest) as (device, _), trio.open_nursery() as nursery:
         nursery.start_soon(guest.serve)
         async with device.listen(PORT) as listener:
             far = await guest.connect(PORT)

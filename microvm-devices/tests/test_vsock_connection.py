@@ -246,6 +246,7 @@ def test_only_what_went_into_the_hosts_socket_is_credited() -> None:
 
 def test_the_guest_is_told_when_less_than_half_is_free_in_its_eyes() -> None:
     conn = connection(buf_alloc=100)
+    conn.peer_buf_alloc = 1000
     conn.received(50)
     assert not conn.flushed(50)
     conn.received(1)
@@ -253,6 +254,15 @@ def test_the_guest_is_told_when_less_than_half_is_free_in_its_eyes() -> None:
     conn.sent(0)
     conn.received(50)
     assert not conn.flushed(50)
+
+
+@pytest.mark.parametrize("own", [0, 1, 20])
+def test_a_guest_that_sends_no_further_than_its_own_buffer_is_told_in_time(own: int) -> None:
+    conn = connection(buf_alloc=100)
+    conn.peer_buf_alloc = own
+    length = max(own, 1)
+    conn.received(length)
+    assert conn.flushed(length)
 
 
 def test_a_connection_is_known_by_both_ports() -> None:

@@ -299,11 +299,15 @@ class VsockConnection:
         """Count bytes that went into the host's socket.
 
         Returns:
-            Whether the guest is to hear of it: less than half of `buf_alloc` is free in its
-            eyes. Telling it more often costs packets, less often lets it stand still.
+            Whether the guest is to hear of it: less than half of its window is free in its
+            eyes. Telling it more often costs packets, less often lets it stand still. The window
+            is not `buf_alloc` alone: Linux sends no further ahead than its own socket's buffer
+            either (since 2026, and in the stable series), so that by our half alone a guest with
+            a small buffer would wait for ever.
         """
         self.fwd_cnt = (self.fwd_cnt + length) & _U32
-        return ((self.rx_cnt - self.told_fwd_cnt) & _U32) << 1 > self.buf_alloc
+        window = min(self.buf_alloc, self.peer_buf_alloc)
+        return ((self.rx_cnt - self.told_fwd_cnt) & _U32) << 1 > window
 
 
 def connection_key(host_port: int, guest_port: int) -> int:
