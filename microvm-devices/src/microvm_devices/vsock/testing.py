@@ -312,8 +312,10 @@ class GuestStream:
 
     @property
     def peer_free(self) -> int:
-        """How much may be sent: what the host is ready to take, and as recent Linux has it, no
-        further ahead than the own buffer's size.
+        """How much may be sent.
+
+        What the host is ready to take and, as recent Linux has it, no further ahead than the
+        size of the own buffer.
         """
         window = min(self.peer_buf_alloc, self.guest.buf_alloc)
         return window - ((self.tx_cnt - self.peer_fwd_cnt) & _U32)
