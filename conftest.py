@@ -2,11 +2,17 @@
 
 import functools
 import inspect
+import signal
 
 import pytest
 import trio
 
-ASYNC_TEST_BOUND_S = 120
+ASYNC_TEST_BOUND_S = 90
+"""Below pytest's `faulthandler_timeout`, so that the test's own name comes first."""
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts its background jobs so, and programs under test would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
