@@ -14,7 +14,7 @@ from microvm.plugins import DeviceFactory
 from microvm.testing.queue_driver import activation
 from microvm_devices.vsock import limits, plugin
 from microvm_devices.vsock.device import VsockDevice
-from microvm_devices.vsock.packet import Op
+from microvm_devices.vsock.packet import HEADER_BYTES, Op
 from microvm_devices.vsock.testing import GuestVsock
 
 PORT = 1024
@@ -228,6 +228,57 @@ async def test_a_reset_closes_streams_and_leaves_listeners_and_waiting_programs(
             nursery.cancel_scope.cancel()
 
 
+async def test_a_pause_keeps_streams_and_what_either_side_sent_meanwhile() -> None:
+    device, guest = VsockDevice(VsockConfig()), GuestVsock()
+    async with device.lifespan(), device.listen(PORT) as listener:
+        async with guest.running(device):
+            guest.send(Op.REQUEST, 1, PORT, buf_alloc=1 << 20)
+            await guest.settled()
+            stream = await listener.accept()
+            # Fills RX buffers exactly, so that the device holds one more when it is paused.
+            await stream.send_all(bytes(guest.rx_buffer_bytes - HEADER_BYTES))
+            await guest.settled()
+        async with stream:
+            await stream.send_all(b"while paused")
+            guest.send(Op.RW, 1, PORT, b"just before", buf_alloc=1 << 20)
+            await trio.testing.wait_all_tasks_blocked()
+            assert guest.received() == []
+            async with guest.running(device, resume=True):
+                assert await stream.receive_some() == b"just before"
+                packets = await guest.settled()
+                assert [packet.payload for packet in packets] == [b"while paused"]
+                # No RX buffer was lost on the way.
+                held = guest.rx.size - guest.rx.free_descriptors
+                assert held == guest.rx.size
+                assert device._muxer._session is not None
+                assert device._muxer._session.queues.rx.queue.in_flight <= 1
+            device.reset()
+            assert await stream.receive_some() == b""
+
+
+async def test_a_connect_that_meets_a_pause_is_answered_after_it() -> None:
+    device, guest = VsockDevice(VsockConfig()), GuestVsock()
+    incoming = guest.listen(52)
+    async with device.lifespan(), trio.open_nursery() as nursery:
+
+        async def connect() -> None:
+            async with await device.connect(52) as stream:
+                await stream.send_all(b"hello")
+
+        async with guest.running(device):
+            nursery.start_soon(connect)
+            await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(connect)
+        await trio.testing.wait_all_tasks_blocked()
+        async with guest.running(device, resume=True):
+            nursery.start_soon(guest.serve)
+            for _ in range(2):
+                far = await incoming.receive()
+                assert await far.receive_all() == b"hello"
+                await far.aclose()
+            nursery.cancel_scope.cancel()
+
+
 async def test_after_the_machines_end_everything_says_that_it_is_gone() -> None:
     device, guest = VsockDevice(VsockConfig()), GuestVsock()
     listener = device.listen(PORT)
@@ -263,6 +314,7 @@ async def test_what_was_sent_before_an_orderly_end_survives_a_reset() -> None:
                 await guest.settled()
             guest.send(Op.SHUTDOWN, 1, PORT, flags=3)
             await guest.settled()
+        device.reset()
         async with await listener.accept() as stream:
             received = b""
             while part := await stream.receive_some():

@@ -1,4 +1,4 @@
-"""`GuestQueues`: the RX and TX virtqueues from DRIVER_OK to reset, packet by packet.
+"""`GuestQueues`: the RX and TX virtqueues of one run of the device, packet by packet.
 
 Synchronous, and on the trio thread alone; when to call what is the muxer's business. The two
 loops here are the path that every packet takes, and flat on purpose: a packet costs one system

@@ -59,7 +59,7 @@ class VsockStatistics:
 
 
 class _Session:
-    """The time between DRIVER_OK and reset."""
+    """The time between DRIVER_OK, or the end of a pause, and reset or the next pause."""
 
     def __init__(self, queues: GuestQueues) -> None:
         self.queues = queues

@@ -25,8 +25,9 @@ import attrs
 import trio
 import trio.testing
 
+from microvm.abc import Activation, ActiveQueue
 from microvm.memory import GuestMemory
-from microvm.testing.queue_driver import GuestHeap, QueueDriver, activation
+from microvm.testing.queue_driver import GuestHeap, QueueDriver
 from microvm.virtio.features import RING_FEATURES
 from microvm_devices.vsock.packet import (
     HEADER_BYTES,
@@ -98,6 +99,7 @@ class GuestVsock:
         self._next_port = 0x8000_0000
         self._tx_room = trio.Event()
         self._waiting: deque[Sequence[bytes]] = deque()
+        self._bases: list[int] = []
 
     # --- raw -----------------------------------------------------------------------------
 
@@ -108,15 +110,37 @@ class GuestVsock:
             yield
 
     @asynccontextmanager
-    async def running(self, device: VirtioDevice) -> AsyncIterator[None]:
-        """As `attached`, for a device whose `lifespan` is open already."""
-        device.reset()
-        async with trio.open_nursery() as nursery:
+    async def running(self, device: VirtioDevice, *, resume: bool = False) -> AsyncIterator[None]:
+        """As `attached`, for a device whose `lifespan` is open already.
+
+        Args:
+            device: The device.
+            resume: Go on where the last such block ended, as after a pause; else the driver
+                begins anew.
+        """
+        drivers = self.rx, self.tx, self.event
+        if not resume:
+            device.reset()
             self.post_rx()
-            nursery.start_soon(device.run, activation(self.rx, self.tx, self.event))
+            self._bases = [0] * len(drivers)
+        queues = [
+            driver.queue(next_avail=base) for driver, base in zip(drivers, self._bases, strict=True)
+        ]
+        active = Activation(
+            features=self.rx.features,
+            queues=tuple(
+                ActiveQueue(queue=queue, doorbell=driver.doorbell, irq=driver.irq)
+                for driver, queue in zip(drivers, queues, strict=True)
+            ),
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(device.run, active)
             await trio.testing.wait_all_tasks_blocked()
             yield
             nursery.cancel_scope.cancel()
+        for queue in queues:
+            queue.rewind()
+        self._bases = [queue.next_avail for queue in queues]
 
     def post_rx(self, count: int | None = None) -> None:
         """Give the device RX buffers: `count` of them, or all that fit."""
