@@ -124,8 +124,12 @@ def lowest(session: nox.Session) -> None:
 @nox.parametrize("installed", list(matrix_sets.SETS))
 def matrix(session: nox.Session, installed: str) -> None:
     """Each set of distributions by itself: what it finds, and what it says of the rest."""
-    _install_ours(session, *matrix_sets.SETS[installed].requirements)
+    wanted = matrix_sets.SETS[installed].requirements
+    _install_ours(session, *wanted)
     session.run("python", "tools/matrix.py", installed)
+    if installed == "all+example":
+        session.install(*TEST_TOOLS)
+        _pytest(session, "docs/examples")
 
 
 @nox.session(python=THIS_PYTHON)
