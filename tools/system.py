@@ -1,50 +1,58 @@
-"""What sessions need of the operating system, by Debian package, and how to get it."""
+"""What sessions need of the operating system, as Debian packages, and how to get it."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import nox
 
-RUN = {"qemu-system-x86_64": "qemu-system-x86", "setpriv": "util-linux"}
-"""To run machines: program -> Debian package."""
-AGENT = {"gcc": "gcc", "/usr/include/stdio.h": "libc6-dev"}
+ROOT = Path(__file__).parent.parent
+sys.path += [str(ROOT / "microvm-core" / "src"), str(ROOT / "microvm-guest" / "src")]
+
+from microvm_guest.image.requirements import debian_packages  # noqa: E402 - the path comes first
+
+RUN = ("qemu-system-x86", "util-linux")
+"""To run machines."""
+AGENT = ("gcc", "libc6-dev")
 """To compile the guest's agent for the tests that run it on the host."""
-IMAGE = {
-    **AGENT,
-    "musl-gcc": "musl-tools",
-    "make": "make",
-    "flex": "flex",
-    "bison": "bison",
-    "bc": "bc",
-    "xz": "xz-utils",
-    "dpkg-deb": "dpkg",
-    "busybox": "busybox-static",
-}
+IMAGE = debian_packages()
 """To build the guest image: the kernel, the agent and the initramfs."""
 
 
-def require(session: nox.Session, *tables: Mapping[str, str]) -> None:
-    """Install what is missing, named, when we are root; else stop with the line to type."""
-    wanted: dict[str, str] = {}
-    for table in tables:
-        wanted.update(table)
-    missing = sorted({package for thing, package in wanted.items() if not _present(thing)})
+def require(session: nox.Session, *wanted: Iterable[str]) -> None:
+    """Install what is missing, named, when we are root; else stop with the line to type.
+
+    On a host that is no Debian nothing is done: the programs themselves say what they lack.
+    """
+    missing = _missing({package for packages in wanted for package in packages})
     if not missing:
         return
     line = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+    if os.geteuid() != 0:
         session.error(f"Missing Debian packages. As root: {' '.join(line)}")
     session.log(f"Installing missing Debian packages: {' '.join(missing)}")
-    environment = {"DEBIAN_FRONTEND": "noninteractive"}
     session.run("apt-get", "update", "--quiet=2", external=True)
-    session.run(*line, "--quiet=2", external=True, env=environment)
+    session.run(*line, "--quiet=2", external=True, env={"DEBIAN_FRONTEND": "noninteractive"})
 
 
-def _present(thing: str) -> bool:
-    return Path(thing).exists() if thing.startswith("/") else shutil.which(thing) is not None
+def _missing(packages: set[str]) -> list[str]:
+    if shutil.which("dpkg-query") is None:
+        return []
+    # Exits with 1 when it knows nothing of one of them, and still prints the others.
+    known = subprocess.run(
+        ["dpkg-query", "--show", "--showformat", "${Package} ${Status}\n", *sorted(packages)],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    there = {
+        line.split()[0] for line in known.splitlines() if line.endswith(" install ok installed")
+    }
+    return sorted(packages - there)
