@@ -135,6 +135,28 @@ def test_doctor_fails_and_says_why_without_qemu(tmp_path: Path) -> None:
     assert any("qemu-system-x86" in str(c["remedy"]) for c in report["checks"])
 
 
+def test_doctor_names_the_backend_that_is_not_there_and_those_that_are() -> None:
+    done = microvm("doctor", "--no-boot", "--backend", "qemo")
+    assert done.returncode == 1
+    assert "No backend 'qemo' is installed." in done.stdout
+    assert "qemu" in done.stdout
+    assert "pip install" not in done.stdout
+
+
+def test_standard_streams_that_are_closed_become_dev_null_before_anything_is_opened() -> None:
+    program = """
+import os, sys
+for fd in (0, 1, 2):
+    os.close(fd)
+from microvm.cli import main
+code = main(["plugins"])
+links = [os.readlink(f"/proc/self/fd/{fd}") for fd in (0, 1, 2)]
+sys.exit(code if links == ["/dev/null"] * 3 else 99)
+"""
+    done = subprocess.run([sys.executable, "-c", program], timeout=60, check=False)
+    assert done.returncode == 0
+
+
 def test_a_disabled_backend_is_missing_and_says_so(kernel: Path) -> None:
     done = microvm(
         "run", "--kernel", str(kernel), "--", "true", MICROVM_DISABLE_PLUGINS="backend/qemu"

@@ -25,6 +25,7 @@ EXIT_INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
+    _open_standard_descriptors()
     words = sys.argv[1:] if argv is None else list(argv)
     # The others' modules are not needed to run one.
     wanted = words[:1] if words and words[0] in COMMANDS else COMMANDS
@@ -40,6 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BaseException as error:
         return _exit_code(error)
     return code
+
+
+def _open_standard_descriptors() -> None:
+    """Where our parent has closed 0, 1 or 2, put /dev/null there.
+
+    Else a socket of ours to QEMU would get the number, and what the guest prints be sent to it.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 def _exit_code(error: BaseException) -> int:

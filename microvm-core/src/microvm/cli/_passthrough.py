@@ -16,6 +16,7 @@ import trio
 
 from microvm._groups import only_error
 from microvm.abc import RunResult, TtySize
+from microvm.errors import BackendError
 
 if TYPE_CHECKING:
     from microvm._machine import Machine
@@ -25,6 +26,7 @@ CHUNK = 65536
 EXIT_SIGPIPE = 128 + signal.SIGPIPE
 
 STDIN, STDOUT, STDERR = 0, 1, 2
+OUTPUT_NAMES = {STDOUT: "Standard output", STDERR: "Standard error"}
 
 
 async def run_passthrough(
@@ -37,6 +39,8 @@ async def run_passthrough(
             with _raw_terminal(enabled=tty):
                 return await _joined(process, tty=tty)
         except BaseExceptionGroup as group:
+            if group.split(SystemExit)[1] is None:  # one reader of both outputs has gone
+                raise SystemExit(EXIT_SIGPIPE) from None
             raise only_error(group) from None
 
 
@@ -90,17 +94,30 @@ async def _copy_out(stream: trio.abc.ReceiveStream, fd: int) -> None:
 
     In a worker thread: our reader may stall, and O_NONBLOCK would be set for all who share it.
 
+    Returns also when the guest has gone in mid-command: `GuestProcess.wait` says how.
+
     Raises:
         SystemExit: with 141, as a shell reports SIGPIPE, when our reader has gone.
+        BackendError: our output can't be written for another reason, such as a full disk.
     """
-    async for chunk in stream:
-        data = memoryview(chunk)
-        while data:
-            try:
-                written = await trio.to_thread.run_sync(os.write, fd, data, abandon_on_cancel=True)
-            except BrokenPipeError:
-                raise SystemExit(EXIT_SIGPIPE) from None
-            data = data[written:]
+    try:
+        async for chunk in stream:
+            await trio.to_thread.run_sync(_write_all, fd, chunk, abandon_on_cancel=True)
+    except trio.BrokenResourceError:
+        return
+    except BrokenPipeError:
+        raise SystemExit(EXIT_SIGPIPE) from None
+    except OSError as error:
+        raise BackendError(
+            f"{OUTPUT_NAMES[fd]} can't be written: {error.strerror}.",
+            remedy="The command was ended. See where the output goes, then run it again.",
+        ) from error
+
+
+def _write_all(fd: int, chunk: bytes | bytearray) -> None:
+    data = memoryview(chunk)
+    while data:
+        data = data[os.write(fd, data) :]
 
 
 def _terminal_size() -> TtySize:

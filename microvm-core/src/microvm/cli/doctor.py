@@ -108,12 +108,16 @@ def _backend_checks(plugins: PluginManager, only: str | None) -> Iterator[Check]
             finding=report.reason + facts,
             remedy=report.remedy,
         )
-    if not usable:
+    if factories and not usable:
+        yield Check(name="backends", good=False, finding="none can run here")
+    elif not factories and only is not None:
+        yield _guarded("backends", lambda: plugins.load_backend(only).summary)
+    elif not factories:
         yield Check(
             name="backends",
             good=False,
-            finding="none can run here" if factories else "none is installed",
-            remedy=None if factories else "pip install 'microvm-core[host]'",
+            finding="none is installed",
+            remedy="pip install 'microvm-core[host]'",
         )
 
 
