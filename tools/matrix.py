@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,13 @@ def check_exactly_these_distributions_are_there_and_import(wanted: InstalledSet)
     assert there == set(wanted.distributions), there
     for name in wanted.distributions:
         import_module("microvm" if name == "microvm-core" else name.replace("-", "_"))
+
+
+def check_what_an_extra_brings_depends_on_the_platform(wanted: InstalledSet) -> None:
+    """The built metadata, since a build back end may write something else than it was given."""
+    for requirement in metadata.requires("microvm-core") or ():
+        if re.search(r"extra == .(host|all)\b", requirement):
+            assert "sys_platform == " in requirement, requirement
 
 
 def check_each_component_is_found_and_loads_but_the_broken_one(wanted: InstalledSet) -> None:
@@ -178,6 +186,7 @@ def check_the_examples_work_like_our_own(wanted: InstalledSet) -> None:
 
 CHECKS: tuple[tuple[str | None, Callable[[InstalledSet], None]], ...] = (
     (None, check_exactly_these_distributions_are_there_and_import),
+    (None, check_what_an_extra_brings_depends_on_the_platform),
     (None, check_each_component_is_found_and_loads_but_the_broken_one),
     (None, check_what_is_missing_is_named_with_the_pip_install_that_brings_it),
     (None, check_a_first_run_says_what_to_do_next),
