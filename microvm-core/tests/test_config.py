@@ -60,6 +60,36 @@ def test_a_command_line_fits_the_kernels_limit(length: int) -> None:
             MachineConfig(cmdline="a" * length)
 
 
+@pytest.mark.parametrize(
+    ("where", "bad"),
+    [
+        ("boot", "/boot/vmlinuz"),
+        ("cmdline", None),
+        ("vsock", 3),
+        ("devices", "vsock"),
+        ("devices", ["vsock"]),
+        ("provisioners", "agent"),
+        ("provisioners", None),
+        ("provisioners", [1]),
+        ("backend", 5),
+        ("backend", ""),
+        ("backend_options", ["accel"]),
+        ("ready_within_s", "60"),
+        ("ready_within_s", float("nan")),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_a_problem_like_any_other(where: str, bad: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        MachineConfig(vcpu_count=0, **{where: bad})  # type: ignore[arg-type]
+    assert {p.where for p in caught.value.problems} == {"vcpu_count", where}
+
+
+@pytest.mark.parametrize("bad", [{"name": ""}, {"name": None}, {"name": "dice", "options": [1]}])
+def test_a_device_has_a_name_and_a_mapping_of_options(bad: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="device configuration"):
+        DeviceConfig(**bad)  # type: ignore[arg-type]
+
+
 def test_a_provisioner_needs_a_vsock_device() -> None:
     with pytest.raises(ConfigError, match="vsock: a provisioner reaches the guest through it"):
         MachineConfig(vsock=None)

@@ -8,7 +8,7 @@ checked before boot and reported as `ConfigProblem`s, all at once.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -43,12 +43,20 @@ class ConfigProblem:
         return f"{self.where}: {self.what}{tail}"
 
 
-def _frozen_mapping(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    return MappingProxyType(dict(value))
+def _frozen_mapping(value: Mapping[str, Any]) -> Any:
+    """What is no mapping is left as it is, for the checks to refuse."""
+    given: object = value
+    return MappingProxyType(dict(given)) if isinstance(given, Mapping) else given
 
 
 def _path(value: str | os.PathLike[str] | None) -> Path | None:
     return None if value is None else Path(value)
+
+
+def _tuple(value: Iterable[Any]) -> Any:
+    """A text is left as it is, for the checks to refuse: its letters are no list of names."""
+    given: object = value
+    return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else given
 
 
 class _Checks:
@@ -66,6 +74,19 @@ class _Checks:
         """`bool` is an `int` to Python, and `vcpu_count=True` is a mistake."""
         good = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
         self.require(good, where, f"must be a whole number from {low} to {high}, not {value!r}.")
+
+    def kind(self, value: object, where: str, kind: type, *, optional: bool = False) -> bool:
+        """Whether the value is of that type, or None where that is allowed."""
+        good = isinstance(value, kind) or (optional and value is None)
+        wanted = f"a {kind.__name__}{' or None' if optional else ''}"
+        self.require(good, where, f"must be {wanted}, not {value!r}.")
+        return good
+
+    def all_of(self, values: object, where: str, kind: type) -> bool:
+        """Whether it is a tuple of values of that type; other collections were made one."""
+        good = isinstance(values, tuple) and all(isinstance(value, kind) for value in values)
+        self.require(good, where, f"must be a list of {kind.__name__}, not {values!r}.")
+        return good
 
     def done(self) -> None:
         if self._problems:
@@ -89,6 +110,8 @@ class BootSource:
 
 def check_cmdline(checks: _Checks, words: str, where: str) -> None:
     """A kernel command line is one printable ASCII line that fits COMMAND_LINE_SIZE."""
+    if not checks.kind(words, where, str):
+        return
     checks.require(
         words.isascii() and all(c.isprintable() for c in words),
         where,
@@ -123,7 +146,13 @@ class DeviceConfig:
 
     def __attrs_post_init__(self) -> None:
         checks = _Checks("The device configuration")
-        checks.require(bool(self.name), "name", "must name a device plugin.")
+        name: object = self.name
+        checks.require(
+            isinstance(name, str) and name != "",
+            "name",
+            f"must name a device plugin, not be {name!r}.",
+        )
+        checks.kind(self.options, "options", Mapping)
         checks.done()
 
 
@@ -138,8 +167,8 @@ class MachineConfig:
     cmdline: str = ""
     """Kernel command line words, put last."""
     vsock: VsockConfig | None = attrs.field(factory=VsockConfig)
-    devices: tuple[DeviceConfig, ...] = attrs.field(default=(), converter=tuple)
-    provisioners: tuple[str, ...] = attrs.field(default=("agent",), converter=tuple)
+    devices: tuple[DeviceConfig, ...] = attrs.field(default=(), converter=_tuple)
+    provisioners: tuple[str, ...] = attrs.field(default=("agent",), converter=_tuple)
     """Names of provisioner plugins. Empty: the guest is on its own, and `run` is not to be had."""
     backend: str | None = None
     """A backend by name, or None to let the best usable one be chosen. A backend given by name
@@ -154,18 +183,22 @@ class MachineConfig:
         checks = _Checks("The machine")
         checks.integer(self.mem_size_mib, "mem_size_mib", MIN_MEM_SIZE_MIB, MAX_MEM_SIZE_MIB)
         checks.integer(self.vcpu_count, "vcpu_count", 1, MAX_VCPU_COUNT)
+        checks.kind(self.boot, "boot", BootSource, optional=True)
         check_cmdline(checks, self.cmdline, "cmdline")
-        ready = self.ready_within_s
+        checks.kind(self.vsock, "vsock", VsockConfig, optional=True)
+        checks.all_of(self.devices, "devices", DeviceConfig)
+        if checks.all_of(self.provisioners, "provisioners", str):
+            for name in sorted({n for n in self.provisioners if self.provisioners.count(n) > 1}):
+                checks.require(False, "provisioners", f"names {name!r} twice.")
+        named = isinstance(self.backend, str) and self.backend != ""
+        checks.require(self.backend is None or named, "backend", "must be a name or None.")
+        checks.kind(self.backend_options, "backend_options", Mapping)
+        ready: object = self.ready_within_s
         checks.require(
-            ready > 0,
+            isinstance(ready, (int, float)) and ready > 0,
             "ready_within_s",
             f"must be a positive number of seconds, not {ready!r}.",
         )
-        checks.require(
-            self.backend is None or bool(self.backend), "backend", "must be a name or None."
-        )
-        for name in sorted({n for n in self.provisioners if self.provisioners.count(n) > 1}):
-            checks.require(False, "provisioners", f"names {name!r} twice.")
         checks.require(
             not (self.provisioners and self.vsock is None),
             "vsock",
