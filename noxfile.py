@@ -105,7 +105,7 @@ def lint(session: nox.Session) -> None:
 @nox.parametrize("python", PYTHONS)
 def tests(session: nox.Session) -> None:
     """Everything that needs no Linux guest, on each Python, with the newest dependencies."""
-    system.require(session, system.RUN, system.AGENT)
+    system.require(session, system.RUN, system.TESTS)
     session.install(*TEST_TOOLS)
     _install_ours(session, *DISTRIBUTIONS)
     _pytest(session, "-n", "2", "-m", "not linux_guest")
@@ -114,7 +114,7 @@ def tests(session: nox.Session) -> None:
 @nox.session(python=THIS_PYTHON)
 def lowest(session: nox.Session) -> None:
     """The same on the oldest Python with the lowest version of each dependency."""
-    system.require(session, system.RUN, system.AGENT)
+    system.require(session, system.RUN, system.TESTS)
     session.install(*_lowest(), *TEST_TOOLS)
     _install_ours(session, *DISTRIBUTIONS)
     _pytest(session, "-n", "2", "-m", "not linux_guest")

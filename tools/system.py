@@ -20,8 +20,8 @@ from microvm_guest.image.requirements import debian_packages  # noqa: E402 - the
 
 RUN = ("qemu-system-x86", "util-linux")
 """To run machines."""
-AGENT = ("gcc", "libc6-dev")
-"""To compile the guest's agent for the tests that run it on the host."""
+TESTS = ("gcc", "libc6-dev", "bzip2")
+"""For the tests on the host: to compile the guest's agent, and to unpack each kind of archive."""
 IMAGE = debian_packages()
 """To build the guest image: the kernel, the agent and the initramfs."""
 

@@ -125,5 +125,5 @@ async def test_a_shutdown_ends_daemons_too(plain_agent):
 async def test_the_guests_own_poweroff_and_reboot_commands_are_heeded(plain_agent):
     for sent, expected in ((signal.SIGUSR2, signal.SIGINT), (signal.SIGTERM, signal.SIGHUP)):
         async with guest(plain_agent) as it:
-            await it.client.run(["kill", f"-{int(sent)}", "1"])  # and may not live to say so
+            await it.client.run(["sh", "-c", f"kill -{int(sent)} 1"])  # and may not live to say so
             assert await it.ended() == -expected

@@ -102,4 +102,4 @@ async def test_a_terminal_left_to_a_background_process_does_not_hold_up_the_end(
             async with client.spawn(["sh", "-c", text], tty=TtySize()) as process:
                 left = int(await read_until(process.stdout, b"\n"))
                 assert (await process.wait()).success
-            await client.run(["kill", "-9", str(left)])
+            await client.run(["sh", "-c", f"kill -9 {left}"])
