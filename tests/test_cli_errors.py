@@ -143,6 +143,14 @@ def test_doctor_names_the_backend_that_is_not_there_and_those_that_are() -> None
     assert "pip install" not in done.stdout
 
 
+def test_a_reader_that_has_gone_ends_it_without_a_word() -> None:
+    line = 'set -o pipefail; "$0" -m microvm plugins --json | true'
+    done = subprocess.run(
+        ["bash", "-c", line, sys.executable], capture_output=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_standard_streams_that_are_closed_become_dev_null_before_anything_is_opened() -> None:
     program = """
 import os, sys

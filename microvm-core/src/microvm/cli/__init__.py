@@ -21,6 +21,8 @@ COMMANDS = ("run", "shell", "doctor", "plugins", "image")
 EXIT_OWN_FAILURE = 125
 """microvm itself failed, and no command ran to give an exit code. Docker's number for it."""
 EXIT_INTERRUPTED = 130
+EXIT_SIGPIPE = 141
+"""As a shell reports a program whose reader has gone."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         code: int = args.func(args)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BaseException as error:
         return _exit_code(error)
     return code
@@ -65,6 +69,10 @@ def _exit_code(error: BaseException) -> int:
         return EXIT_OWN_FAILURE
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        # What is still buffered would be tried again at exit, and complained about.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_SIGPIPE
     raise error
 
 

@@ -16,6 +16,7 @@ import trio
 
 from microvm._groups import only_error
 from microvm.abc import RunResult, TtySize
+from microvm.cli import EXIT_SIGPIPE
 from microvm.errors import BackendError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from microvm.abc import GuestProcess
 
 CHUNK = 65536
-EXIT_SIGPIPE = 128 + signal.SIGPIPE
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 OUTPUT_NAMES = {STDOUT: "Standard output", STDERR: "Standard error"}
