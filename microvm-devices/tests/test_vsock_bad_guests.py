@@ -557,3 +557,31 @@ async def test_what_is_owed_to_a_guest_without_rx_buffers_does_not_grow() -> Non
         assert len(device._muxer._table.owing) == 1
         guest.auto_rx = True
         assert len(await guest.settled()) <= 2
+
+
+class StarvingGuest(GuestVsock):
+    """Gives no RX buffer, ever."""
+
+    def post_rx(self, count: int | None = None) -> None:
+        pass
+
+
+async def test_connections_that_a_starving_guest_forgets_leave_nothing_to_be_paid() -> None:
+    device, guest = VsockDevice(VsockConfig()), StarvingGuest()
+    async with guest.attached(device), trio.open_nursery() as nursery, device.listen(PORT) as ours:
+
+        @nursery.start_soon
+        async def accept() -> None:
+            while True:
+                stream = await ours.accept()
+                await stream.send_all(b"hello")
+                await stream.aclose()
+
+        for number in range(600):
+            guest.send(Op.REQUEST, number, PORT)
+            await guest.settled()
+            guest.send(Op.RST, number, PORT)
+            await guest.settled()
+        table = device._muxer._table
+        assert (len(table), len(table.owing), len(table.ready)) == (0, 0, 0)
+        nursery.cancel_scope.cancel()

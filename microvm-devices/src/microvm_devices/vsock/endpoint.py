@@ -49,7 +49,6 @@ class HostEnd:
         "finish",
         "finish_writing",
         "hung_up",
-        "in_ready",
         "no_credit",
         "owed",
         "readable",
@@ -79,8 +78,6 @@ class HostEnd:
         self.owed = Pending.NOTHING
         self.readable = False
         """An edge said so, and no read has found it empty since."""
-        self.in_ready = False
-        """It stands in the muxer's queue of those to be read."""
         self.no_credit = False
         """The guest takes no more; it has been asked."""
         self.ended = False

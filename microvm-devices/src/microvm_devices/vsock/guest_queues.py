@@ -207,11 +207,11 @@ class GuestQueues:
                 self.resets_sent += 1
                 left -= 1
             elif table.owing:
-                if not self._pay(table.owing[0]):
+                if not self._pay(next(iter(table.owing))):
                     return False
                 left -= 1
             elif table.ready:
-                filled = self._read_host(table.ready[0], min(left, limits.READ_QUANTUM))
+                filled = self._read_host(next(iter(table.ready)), min(left, limits.READ_QUANTUM))
                 if filled is None:
                     return False
                 left -= filled
@@ -264,7 +264,7 @@ class GuestQueues:
                 fwd_cnt=conn.fwd_cnt,
             )
         if not end.owed:
-            self._table.owing.popleft()
+            del self._table.owing[end]
         return True
 
     def _read_host(self, end: HostEnd, quantum: int) -> int | None:
@@ -279,7 +279,7 @@ class GuestQueues:
         filled = 0
         while conn.reads_host:
             if filled == quantum:
-                table.ready.rotate(-1)
+                _to_the_end(table.ready, end)
                 return filled
             free = conn.peer_free()
             if not free:
@@ -290,7 +290,7 @@ class GuestQueues:
             if chain is None:
                 if filled:
                     # A guest that gives buffers one by one must not hear one stream alone.
-                    table.ready.rotate(-1)
+                    _to_the_end(table.ready, end)
                 return None
             writable = chain.writable
             room = chain.writable_len - HEADER_BYTES
@@ -330,8 +330,7 @@ class GuestQueues:
                 # Less than asked for: the socket is empty, and what comes brings an edge.
                 end.readable = False
                 break
-        table.ready.popleft()
-        end.in_ready = False
+        table.ready.pop(end, None)
         return filled
 
     def _put(
@@ -362,3 +361,8 @@ class GuestQueues:
         )
         write_header(chain.writable, header)
         self.rx.queue.add_used(chain.head, HEADER_BYTES + length)
+
+
+def _to_the_end(waiting: dict[HostEnd, None], end: HostEnd) -> None:
+    del waiting[end]
+    waiting[end] = None

@@ -7,6 +7,9 @@ What that leaves for the guest stands in three queues, which `GuestQueues.fill_r
 * `rsts`: owed to packets that belong to no connection any more;
 * `owing`: connections that owe control packets, each there once, whatever it owes;
 * `ready`: connections whose socket can be read and whose guest takes more.
+
+The last two are dicts for their order and so that a connection which the guest forgets leaves
+them at once: a guest that gives no RX buffers would fill them with its dead.
 """
 
 from __future__ import annotations
@@ -43,8 +46,8 @@ class ConnectionTable:
         """By connection key; those that the guest can speak to."""
         self.rsts: deque[tuple[int, int, int]] = deque()
         """Guest port, host port, type."""
-        self.owing: deque[HostEnd] = deque()
-        self.ready: deque[HostEnd] = deque()
+        self.owing: dict[HostEnd, None] = {}
+        self.ready: dict[HostEnd, None] = {}
         self.lingering: dict[HostEnd, float] = {}
         """With the time at which each expires, the soonest first."""
         self.somebody_lingers = trio.Event()
@@ -206,15 +209,13 @@ class ConnectionTable:
 
     def owe(self, end: HostEnd, what: Pending) -> None:
         """The guest is to get a control packet."""
-        if not end.owed:
-            self.owing.append(end)
+        self.owing[end] = None
         end.owed |= what
 
     def want_read(self, end: HostEnd) -> None:
         """The socket is to be read, if that is of use."""
-        if end.readable and not (end.in_ready or end.no_credit) and end.conn.reads_host:
-            end.in_ready = True
-            self.ready.append(end)
+        if end.readable and not end.no_credit and end.conn.reads_host:
+            self.ready.setdefault(end)
 
     # --- sockets -------------------------------------------------------------------------
 
@@ -264,6 +265,8 @@ class ConnectionTable:
         if self.ends.get(key) is end:
             del self.ends[key]
         self.lingering.pop(end, None)
+        self.owing.pop(end, None)
+        self.ready.pop(end, None)
         end.owed = Pending.NOTHING
         if end.sock is None:
             self._bury(end)
