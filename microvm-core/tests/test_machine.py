@@ -303,3 +303,49 @@ async def test_no_backend_at_all_names_what_to_install() -> None:
     with pytest.raises(BackendUnavailable, match=r"pip install 'microvm-core\[host\]'"):
         async with Machine(plugins=plugin_manager()):
             raise AssertionError
+
+
+async def test_a_problem_within_a_part_is_named_by_its_place_in_the_whole(rig: Rig) -> None:
+    from microvm.config import ConfigProblem
+
+    def refuse(options: Mapping[str, Any]) -> Any:
+        raise ConfigError("No.", problems=[ConfigProblem("colour", "is no option of it.")])
+
+    factory = attrs.evolve(rig.backend.factory(), create=refuse)
+    manager = plugin_manager(factory, rig.agent.factory())
+    with pytest.raises(ConfigError) as caught:
+        async with Machine(MachineConfig(boot=BootSource(kernel=rig.kernel)), plugins=manager):
+            raise AssertionError
+    assert [p.where for p in caught.value.problems] == ["backend_options.colour"]
+
+
+async def test_streams_read_in_a_nursery_say_once_how_the_machine_ended(rig: Rig) -> None:
+    class Dying(EchoGuest):
+        @asynccontextmanager
+        async def spawn(self, argv: Sequence[str], **options: Any) -> AsyncIterator[Any]:
+            yield None
+
+    rig.guest = Dying()
+    async with rig.machine() as machine:
+        rig.agent.link.become(rig.guest)
+        await machine.wait_ready()
+        rig.platform.machines[0].end(
+            MachineOutcome(reason=OutcomeReason.CRASHED, detail="QEMU was killed.")
+        )
+
+        async def read() -> None:
+            raise GuestGone("The stream broke.")
+
+        with pytest.raises(GuestGone, match=r"QEMU was killed\."):
+            async with machine.spawn(["cat"]), trio.open_nursery() as nursery:
+                nursery.start_soon(read)
+                nursery.start_soon(read)
+
+
+async def test_a_paused_guest_is_not_asked_before_it_is_stopped(rig: Rig) -> None:
+    async with rig.machine() as machine:
+        rig.agent.link.become(rig.guest)
+        await machine.wait_ready()
+        await machine.pause()
+        assert (await machine.stop()).reason is OutcomeReason.STOPPED
+    assert rig.guest.shutdowns == 0

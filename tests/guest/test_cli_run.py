@@ -200,3 +200,25 @@ def test_a_shell_on_a_terminal_echoes_and_knows_its_size() -> None:
     assert os.waitstatus_to_exitcode(status) == 5, printed
     assert b"33 99" in printed
     assert b"42" in printed
+
+
+def test_json_does_not_wait_for_a_standard_input_that_nobody_ends() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"one\n")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "microvm", "run", "--json", "--", "sh", "-c", "read a; echo $a"],
+            stdin=reading,
+            stdout=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert json.loads(done.stdout)["stdout"] == "one\n"
+
+
+def test_the_commands_own_options_need_no_separator(cli) -> None:
+    assert cli("run", "echo", "-e", "a").stdout == b"a\n"
+    assert cli("run", "--timing", "--", "echo", "--json").stdout == b"--json\n"

@@ -64,7 +64,7 @@ class _Problems:
         try:
             return step()
         except MicrovmError as error:
-            self._found.append((where, error))
+            self._found.append((where, _placed(where, error)))
             return None
 
     def add(self, problems: Iterable[ConfigProblem]) -> None:
@@ -84,6 +84,19 @@ class _Problems:
                 else:
                     problems.append(ConfigProblem(where, error.message, error.remedy))
             raise ConfigError("The machine can't be built as described:", problems=problems)
+
+
+def _placed(where: str, error: MicrovmError) -> MicrovmError:
+    """The error, its problems named by their place in the whole configuration."""
+    if not isinstance(error, ConfigError) or not error.problems:
+        return error
+    problems = [
+        problem
+        if problem.where.startswith(where)
+        else attrs.evolve(problem, where=f"{where}.{problem.where}")
+        for problem in error.problems
+    ]
+    return ConfigError(error.message, remedy=error.remedy, problems=problems)
 
 
 def assemble(config: MachineConfig, plugins: PluginManager, timeline: BootTimeline) -> Assembly:

@@ -97,6 +97,7 @@ class Machine:
         self._ready_known = trio.Event()
         self._stopping = False
         self._guest_agreed = False
+        self._paused = False
 
     # --- life ----------------------------------------------------------------------------
 
@@ -356,6 +357,12 @@ class Machine:
                 yield process
         except GuestGone as error:
             raise await self._explained(error) from error
+        except BaseExceptionGroup as group:
+            # Both streams of a command whose guest has gone, read in a nursery of the caller's.
+            gone, others = group.split(GuestGone)
+            if gone is None or others is not None:
+                raise
+            raise await self._explained(_first(gone)) from group
 
     async def _explained(self, error: GuestGone) -> GuestGone:
         """The same error with the machine's end in it, when the machine has ended."""
@@ -388,11 +395,13 @@ class Machine:
         """Stop the guest's CPUs until `resume`; its memory stays as it is."""
         self._need(Capability.PAUSE)
         await self._started().pause()
+        self._paused = True
 
     async def resume(self) -> None:
         """Let a paused guest go on."""
         self._need(Capability.PAUSE)
         await self._started().resume()
+        self._paused = False
 
     def _need(self, capability: Capability) -> None:
         if capability not in self._planned().capabilities:
@@ -403,13 +412,14 @@ class Machine:
     async def stop(self) -> MachineOutcome:
         """End the machine: ask the guest, wait a little, then end it whatever it does.
 
+        A paused guest can't be asked, and is ended at once.
         Doing so twice, or after it has ended, is fine.
         """
         running = self._started()
         self._stopping = True
         if self._outcome is None:
             with trio.move_on_after(STOP_GRACE_S):
-                if self._guest is not None:
+                if self._guest is not None and not self._paused:
                     try:
                         await self._guest.shutdown()
                     except GuestError:
@@ -420,3 +430,11 @@ class Machine:
         if self._outcome is None:
             await running.kill()
         return await self.wait()
+
+
+def _first(group: BaseExceptionGroup[GuestGone]) -> GuestGone:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, GuestGone)
+    return error

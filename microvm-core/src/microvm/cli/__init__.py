@@ -79,7 +79,7 @@ def _exit_code(error: BaseException) -> int:
 def build_parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     """The command line's parser, for all subcommands or for some."""
     parser = argparse.ArgumentParser(
-        prog="microvm", description="Run programs in hardware-isolated Linux guests."
+        prog="microvm", description="Run programs in Linux guests of their own."
     )
     parser.add_argument("--version", action="version", version=f"microvm {microvm.__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")

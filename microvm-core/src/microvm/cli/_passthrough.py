@@ -5,25 +5,27 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sys
 import termios
 import tty as tty_module
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import trio
 
 from microvm._groups import only_error
 from microvm.abc import RunResult, TtySize
 from microvm.cli import EXIT_SIGPIPE
-from microvm.errors import BackendError
+from microvm.errors import BackendError, GuestError
 
 if TYPE_CHECKING:
     from microvm._machine import Machine
     from microvm.abc import GuestProcess
 
 CHUNK = 65536
+MAX_COLLECTED_BYTES = 64 * 1024 * 1024
+"""Of each stream with --json; the guest is not trusted to stop by itself."""
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 OUTPUT_NAMES = {STDOUT: "Standard output", STDERR: "Standard error"}
@@ -37,34 +39,67 @@ async def run_passthrough(
     async with machine.spawn(argv, tty=size, **options) as process:
         try:
             with _raw_terminal(enabled=tty):
-                return await _joined(process, tty=tty)
+                return await _joined(
+                    process,
+                    _copy_out(process.stdout, STDOUT),
+                    _copy_out(process.stderr, STDERR),
+                    tty=tty,
+                )
         except BaseExceptionGroup as group:
             if group.split(SystemExit)[1] is None:  # one reader of both outputs has gone
                 raise SystemExit(EXIT_SIGPIPE) from None
             raise only_error(group) from None
 
 
-async def _joined(process: GuestProcess, *, tty: bool) -> RunResult:
+async def run_collected(machine: Machine, argv: Sequence[str], **options: Any) -> RunResult:
+    """Run a command with our own stdin, and keep what it prints.
+
+    Raises:
+        GuestError: it printed more than `MAX_COLLECTED_BYTES` on one of its streams.
+    """
+    stdout, stderr = bytearray(), bytearray()
+    async with machine.spawn(argv, **options) as process:
+        try:
+            result = await _joined(
+                process, _collect(process.stdout, stdout), _collect(process.stderr, stderr)
+            )
+        except BaseExceptionGroup as group:
+            raise only_error(group) from None
+    return attrs.evolve(result, stdout=bytes(stdout), stderr=bytes(stderr))
+
+
+async def _joined(
+    process: GuestProcess, *outputs: Coroutine[Any, Any, None], tty: bool = False
+) -> RunResult:
+    """Feed a command our stdin and drain its streams, until it ends."""
+
+    async def drain(output: Coroutine[Any, Any, None]) -> None:
+        await output
+
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_send_stdin, process)
         if tty:
             nursery.start_soon(_follow_terminal_size, process)
-        async with trio.open_nursery() as outputs:
-            outputs.start_soon(_copy_out, process.stdout, STDOUT)
-            outputs.start_soon(_copy_out, process.stderr, STDERR)
+        async with trio.open_nursery() as draining:
+            for output in outputs:
+                draining.start_soon(drain, output)
         result = await process.wait()
         nursery.cancel_scope.cancel()
     return result
 
 
-async def read_all_stdin() -> bytes:
-    """All of standard input; empty when it is a terminal, where a person would have to end it."""
-    if sys.stdin.isatty():
-        return b""
-    parts = []
-    while chunk := await _read_stdin():
-        parts.append(chunk)
-    return b"".join(parts)
+async def _collect(stream: trio.abc.ReceiveStream, into: bytearray) -> None:
+    """As `_copy_out`, but into memory."""
+    try:
+        async for chunk in stream:
+            into += chunk
+            if len(into) > MAX_COLLECTED_BYTES:
+                raise GuestError(
+                    f"The command printed more than {MAX_COLLECTED_BYTES} bytes.",
+                    remedy="Run it without --json: its output then passes through unbounded.",
+                )
+    except trio.BrokenResourceError:
+        return
 
 
 async def _read_stdin() -> bytes:

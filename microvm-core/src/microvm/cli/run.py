@@ -38,8 +38,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("-e", "--env", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--cwd", metavar="DIR", help="start in this directory of the guest")
     parser.add_argument("--user", metavar="NAME", help="run as this user of the guest")
-    parser.add_argument("argv", nargs="+", metavar="ARGV", help="the command, after --")
-    parser.set_defaults(func=run)
+    # The rest of the line, so that the command's own options stay its own.
+    parser.add_argument(
+        "argv", nargs=argparse.REMAINDER, metavar="-- ARGV", help="the command and its arguments"
+    )
+    parser.set_defaults(func=lambda args: run(_with_command(parser, args)))
+
+
+def _with_command(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
+    if args.argv[:1] == ["--"]:
+        args.argv = args.argv[1:]
+    if not args.argv:
+        parser.error("name a command to run: microvm run -- uname -a")
+    return args
 
 
 def run(args: argparse.Namespace) -> int:
@@ -99,10 +110,10 @@ def _run(args: argparse.Namespace, timeline: BootTimeline) -> int:
 async def _command(
     args: argparse.Namespace, machine: Machine, options: dict[str, Any]
 ) -> RunResult:
-    from microvm.cli._passthrough import read_all_stdin, run_passthrough
+    from microvm.cli._passthrough import run_collected, run_passthrough
 
     if args.json:
-        return await machine.run(args.argv, stdin=await read_all_stdin(), **options)
+        return await run_collected(machine, args.argv, **options)
     return await run_passthrough(machine, args.argv, tty=args.tty, **options)
 
 
