@@ -33,17 +33,27 @@ def cli() -> Cli:
     return run
 
 
-@pytest.fixture(scope="session")
-def vsock_peer(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A static program for the guest that speaks AF_VSOCK; see vsock_peer.c."""
+def static_program(name: str, folder: Path) -> bytes:
+    """Compile one of this folder's programs for the guest."""
     compiler = shutil.which("musl-gcc") or "gcc"
-    binary = tmp_path_factory.mktemp("peer") / "vsock_peer"
-    source = HERE / "vsock_peer.c"
+    binary, source = folder / name, HERE / f"{name}.c"
     subprocess.run(
         [compiler, "-static", "-O2", "-Wall", "-Werror", "-o", str(binary), str(source)],
         check=True,
     )
     return binary.read_bytes()
+
+
+@pytest.fixture(scope="session")
+def vsock_peer(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A static program for the guest that speaks AF_VSOCK; see vsock_peer.c."""
+    return static_program("vsock_peer", tmp_path_factory.mktemp("peer"))
+
+
+@pytest.fixture(scope="session")
+def hostile_agent(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A static program that stands in for the agent and does as a script says."""
+    return static_program("hostile_agent", tmp_path_factory.mktemp("hostile"))
 
 
 @pytest.fixture
