@@ -34,6 +34,8 @@ def acting_between_steps(action: Callable[[int], object]) -> Iterator[None]:
         return trace
 
     before = sys.gettrace()
+    # Python 3.12 asks at settrace whether any frame wants opcodes, so one must want them by then.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(trace)
     try:
         yield
