@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -205,7 +206,7 @@ def _make_devices(
     for index, wanted in enumerate(config.all_devices()):
         is_vsock = config.vsock is not None and index == 0
         where = "vsock" if is_vsock else f"devices[{index - (config.vsock is not None)}]"
-        factory = problems.attempt(where, lambda n=wanted.name: plugins.load_device(n))  # type: ignore[misc]
+        factory = problems.attempt(where, partial(plugins.load_device, wanted.name))
         if factory is None:
             continue
         if backend.virtio_ids is not None and factory.virtio_id not in backend.virtio_ids:
@@ -219,7 +220,7 @@ def _make_devices(
                 ]
             )
             continue
-        device = problems.attempt(where, lambda f=factory, w=wanted: f.create(w.options))  # type: ignore[misc]
+        device = problems.attempt(where, partial(factory.create, wanted.options))
         if device is not None:
             devices.append(AttachedDevice(name=wanted.name, device=device))
     return tuple(devices)
@@ -230,7 +231,7 @@ def _make_provisioners(
 ) -> tuple[Provisioner, ...]:
     made: list[Provisioner] = []
     for name in config.provisioners:
-        factory = problems.attempt("provisioners", lambda n=name: plugins.load_provisioner(n))  # type: ignore[misc]
+        factory = problems.attempt("provisioners", partial(plugins.load_provisioner, name))
         if factory is not None:
             made.append(factory.create())
     return tuple(made)

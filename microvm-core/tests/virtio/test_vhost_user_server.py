@@ -1,4 +1,8 @@
-"""The vhost-user server with real descriptors and shared memory, and what it leaves behind."""
+"""The vhost-user server with real descriptors and shared memory, and what it leaves behind.
+
+One long file on purpose: every test here needs the same echo device and the same census of
+descriptors and mappings, and reads best beside the others that use them.
+"""
 
 import array
 import contextlib
