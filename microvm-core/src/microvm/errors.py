@@ -8,6 +8,7 @@ has a `code` that stays the same from release to release, for programs to match 
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -99,6 +100,23 @@ class BackendUnavailable(BackendError):
     """The backend asked for, or every backend there is, can't run on this host now."""
 
     code = "backend.unavailable"
+
+
+class HypervisorCallError(BackendError):
+    """A call into the hypervisor failed.
+
+    Args:
+        call: The call by its header's name, such as ``KVM_CREATE_VM``.
+        errno: Why, as the system's error number.
+        remedy: What the reader can do about it.
+    """
+
+    code = "backend.hypervisor_call"
+
+    def __init__(self, call: str, errno: int, *, remedy: str | None = None) -> None:
+        super().__init__(f"{call} failed: {os.strerror(errno)} (errno {errno}).", remedy=remedy)
+        self.call = call
+        self.errno = errno
 
 
 class BackendCrashed(BackendError):

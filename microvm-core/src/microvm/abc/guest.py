@@ -1,0 +1,172 @@
+"""Guests as their users hold them, and the provisioners that bring them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+if TYPE_CHECKING:
+    import trio
+
+    from microvm.abc.channels import GuestChannels
+    from microvm.config import BootSource, MachineConfig
+    from microvm.timeline import BootTimeline
+
+
+@attrs.frozen(kw_only=True)
+class RunResult:
+    """What a finished command left. A non-zero code is a result, not an error."""
+
+    argv: tuple[str, ...]
+    exit_code: int | None
+    """0 to 255, or None when a signal ended the command."""
+    signal: int | None
+    """The guest's signal number, or None."""
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def success(self) -> bool:
+        """Whether it exited with code 0."""
+        return self.exit_code == 0
+
+    @property
+    def returncode(self) -> int:
+        """The shell's view: the exit code, or 128 + the signal's number."""
+        return self.exit_code if self.exit_code is not None else 128 + (self.signal or 0)
+
+
+@attrs.frozen(kw_only=True)
+class TtySize:
+    """A terminal's size in character cells."""
+
+    rows: int = 24
+    cols: int = 80
+
+
+class GuestProcess(ABC):
+    """A command that runs in the guest, its streams open. Made by `Guest.spawn`."""
+
+    stdin: trio.abc.SendStream
+    """Closing it gives the command end-of-file; back-pressure reaches the sender."""
+    stdout: trio.abc.ReceiveStream
+    stderr: trio.abc.ReceiveStream
+    """Empty with a tty, where the command has one stream for both."""
+
+    @abstractmethod
+    async def wait(self) -> RunResult:
+        """Wait for the end. `stdout` and `stderr` of the result are empty: you had the streams.
+
+        Raises:
+            GuestGone: the machine or its agent ended first; the command's end is unknown.
+        """
+
+    @abstractmethod
+    async def send_signal(self, signal: int) -> None:
+        """Send a signal (the guest's numbering) to the command's process group."""
+
+    @abstractmethod
+    async def resize(self, size: TtySize) -> None:
+        """Tell a command with a tty its new window size."""
+
+
+class Guest(ABC):
+    """The guest as its user holds it: what a provisioner's agent can do."""
+
+    @abstractmethod
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        stdin: bytes = b"",
+        check: bool = False,
+        max_output_bytes: int = 64 * 1024 * 1024,
+    ) -> RunResult:
+        """Run a command to its end and collect what it prints.
+
+        Args:
+            argv: Program and arguments; no shell is involved. The program is looked up on the
+                guest's PATH.
+            env: Variables added to the agent's own environment.
+            cwd: Directory to start in; the default is ``/``.
+            user: A user of the guest by name or number; the default is root.
+            stdin: Bytes for standard input.
+            check: Raise `CommandFailed` unless the exit code is 0.
+            max_output_bytes: Bound on each of stdout and stderr; the guest is not trusted to
+                stop by itself. Past it the command is killed and `GuestError` raised.
+
+        Cancelling kills the command.
+
+        Raises:
+            CommandFailed: with `check`, on any end but exit code 0.
+            GuestGone: the machine or its agent ended first.
+            GuestError: the command could not be started (no such program, user or directory).
+        """
+
+    @abstractmethod
+    def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        tty: TtySize | None = None,
+    ) -> AbstractAsyncContextManager[GuestProcess]:
+        """Start a command and give its streams; leaving the block kills what still runs."""
+
+    @abstractmethod
+    async def ping(self) -> float:
+        """Round trip to the agent in milliseconds."""
+
+    @abstractmethod
+    async def status(self) -> Mapping[str, Any]:
+        """What the agent says of its guest: version, kernel, uptime, memory, commands."""
+
+    @abstractmethod
+    async def shutdown(self) -> None:
+        """Ask the guest to end itself. Returns when the agent has agreed; see `Machine.wait`."""
+
+
+class Provisioner(ABC):
+    """Brings something into the guest and a way to use it. `agent` is the first of them."""
+
+    def boot_source(self, config: MachineConfig) -> BootSource | None:
+        """The kernel and initrd this provisioner brings, when the user gave none.
+
+        Quick and on the trio thread: it finds an image, it does not build one.
+
+        Raises:
+            ImageError: an image is needed and has not been built; the remedy says how.
+        """
+        return None
+
+    def kernel_cmdline(self, config: MachineConfig) -> Sequence[str]:
+        """Words this provisioner needs on the kernel's command line."""
+        return ()
+
+    @abstractmethod
+    def attach(self, channels: GuestChannels) -> AbstractAsyncContextManager[GuestLink]:
+        """Open what must be open before the guest runs (a listener for its hello).
+
+        Entered before the machine starts, left after it has ended.
+        """
+
+
+class GuestLink(ABC):
+    """A provisioner's half of a machine: entered before boot, ready after it."""
+
+    @abstractmethod
+    async def wait_ready(self, timeline: BootTimeline) -> Guest | None:
+        """Wait, without bound, until the guest has reported; core sets the bound.
+
+        Returns the `Guest` if this provisioner is the one that runs commands. Marks `timeline`
+        with ``kernel`` when the guest's first sign of life comes, ``agent`` when it is usable.
+        """

@@ -1,0 +1,102 @@
+"""Backends that hand out running machines, and what every running machine can do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import attrs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from microvm.abc.channels import GuestChannels
+    from microvm.abc.device import VirtioDevice
+    from microvm.config import MachineConfig
+    from microvm.outcome import MachineOutcome
+    from microvm.timeline import BootTimeline
+
+
+@attrs.frozen(kw_only=True)
+class AttachedDevice:
+    """A device of the plan and the name of the plugin it came from."""
+
+    name: str
+    device: VirtioDevice
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class MachinePlan:
+    """A machine with every choice made: what `HostedPlatform.start` turns into a running one.
+
+    Two plans are equal only if they are one: each is for one machine.
+    """
+
+    config: MachineConfig
+    kernel: Path
+    initrd: Path | None
+    cmdline: str
+    """Whole, but for what a platform must add to make its own devices found."""
+    devices: tuple[AttachedDevice, ...]
+    timeline: BootTimeline
+
+
+class RunningMachine(ABC):
+    """A machine that a platform runs. Every method is for the trio thread."""
+
+    @property
+    def channels(self) -> GuestChannels | None:
+        """The platform's own way to guest ports (`Capability.OWN_CHANNELS`), or None."""
+        return None
+
+    @abstractmethod
+    async def wait(self) -> MachineOutcome:
+        """Return when the machine has ended. May be called again, and by several tasks."""
+
+    @abstractmethod
+    async def kill(self) -> None:
+        """End the machine at once, whatever the guest does; return when it is gone."""
+
+    async def pause(self) -> None:
+        """Stop the vCPUs (`Capability.PAUSE`)."""
+        raise NotImplementedError
+
+    async def resume(self) -> None:
+        """Let the vCPUs go on (`Capability.PAUSE`)."""
+        raise NotImplementedError
+
+    def console_tail(self) -> tuple[str, ...]:
+        """The last console lines, control characters made visible; empty without a console."""
+        return ()
+
+    def exit_counts(self) -> Mapping[str, int]:
+        """VM exits by kind (`Capability.EXIT_COUNTS`); empty where nobody counts."""
+        return {}
+
+
+class HostedPlatform(ABC):
+    """A backend that hands out running machines."""
+
+    @abstractmethod
+    def start(self, plan: MachinePlan) -> AbstractAsyncContextManager[RunningMachine]:
+        """Start the machine on entry; on exit, however it comes, leave nothing of it behind.
+
+        Raises:
+            BackendError: the host or the platform's program failed.
+            ImageError: the kernel or initrd can't be used.
+        """
+
+    def prelaunch(self, plan: MachinePlan) -> AbstractContextManager[None]:
+        """Begin what needs no trio loop; `start` with the same plan then goes on from there.
+
+        For a program that has trio still to import and its own to set up: the platform's process
+        may come up meanwhile. Leaving the block ends what no `start` has taken over. Optional:
+        the default begins nothing. Raises as `start` does.
+        """
+        return nullcontext()
+
+    def kernel_cmdline(self, config: MachineConfig) -> Sequence[str]:
+        """Words this platform's guests need on their command line (console, reboot method)."""
+        return ()

@@ -1,0 +1,1 @@
+"""What is fixed by an architecture and by our choice of addresses on it."""
