@@ -8,7 +8,6 @@ however it ends.
 from __future__ import annotations
 
 import array
-import logging
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,8 +15,10 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from microvm._groups import only_error
 from microvm.abc import Activation, ActiveQueue, VirtioDevice
 from microvm.errors import BackendError, GuestError
+from microvm.virtio.device_run import DeviceRun, FaultLog, RunDoorbell
 from microvm.virtio.features import VERSION_1
 from microvm.virtio.queue import VirtQueue
 from microvm.virtio.vhost_user.mapping import MappedMemory
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
     from microvm.memory import GuestMemory
     from microvm.virtio.vhost_user.plan import RunPlan
-
-logger = logging.getLogger(__name__)
 
 
 async def serve_vhost_user(sock: socket.socket, device: VirtioDevice) -> None:
@@ -76,7 +75,7 @@ class _Backend:
         self._session = Session(device)
         self._memory: MappedMemory | None = None
         self._run: _Run | None = None
-        self._faults = _FaultLog(device)
+        self._faults = FaultLog(device)
 
     async def converse(self, nursery: trio.Nursery) -> None:
         """Serve messages until the front end hangs up."""
@@ -127,43 +126,31 @@ class _Run:
     """One run of the device, from its plan to the end of its task."""
 
     def __init__(
-        self, device: VirtioDevice, plan: RunPlan, memory: GuestMemory, faults: _FaultLog
+        self, device: VirtioDevice, plan: RunPlan, memory: GuestMemory, faults: FaultLog
     ) -> None:
-        self._device = device
         self._faults = faults
         self._plan = plan
         self._memory = memory
         self._queues: list[VirtQueue] = []
-        # Shielded: a run is ended by `stop` alone, also when the server is cancelled. An outer
-        # cancellation that passed through the device would arrive at `_Backend.close` with the
-        # device's frames in its traceback, and their views of the memory to be unmapped.
-        self._scope = trio.CancelScope(shield=True)
-        self._ended = trio.Event()
         self._bases: dict[int, int] = {}
+        self._run = DeviceRun(
+            device,
+            activate=self._activate,
+            deactivate=self._deactivate,
+            fresh=not plan.resumed,
+            report=self._report,
+        )
 
     async def drive(self) -> None:
         """Run the device until it ends or `stop` is called."""
-        try:
-            if not self._plan.resumed:
-                self._device.reset()
-            with self._scope:
-                await self._device.run(self._activation())
-        except* GuestError as group:
-            self._report(next(_leaves(group)))
-        finally:
-            for ring, queue in zip(self._plan.rings, self._queues, strict=False):
-                queue.rewind()
-                self._bases[ring.ring.index] = queue.next_avail
-                queue.release()
-            self._ended.set()
+        await self._run.drive()
 
     async def stop(self) -> Mapping[int, int]:
         """End the run, wait for it, and say where its rings stand."""
-        self._scope.cancel()
-        await self._ended.wait()
+        await self._run.stop()
         return self._bases
 
-    def _activation(self) -> Activation:
+    def _activate(self) -> Activation:
         plan = self._plan
         if not plan.features & VERSION_1:
             raise GuestError(
@@ -179,40 +166,26 @@ class _Run:
         return Activation(
             features=plan.features,
             queues=tuple(
-                ActiveQueue(queue=queue, doorbell=KickDoorbell(ring.kick), irq=CallLine(ring.ring))
+                ActiveQueue(
+                    queue=queue,
+                    doorbell=RunDoorbell(KickDoorbell(ring.kick)),
+                    irq=CallLine(ring.ring),
+                )
                 for ring, queue in zip(plan.rings, self._queues, strict=True)
             ),
         )
 
-    def _report(self, error: BaseException) -> None:
+    def _deactivate(self) -> None:
+        for ring, queue in zip(self._plan.rings, self._queues, strict=False):
+            queue.rewind()
+            self._bases[ring.ring.index] = queue.next_avail
+            queue.release()
+
+    def _report(self, error: GuestError) -> None:
         self._faults.report(error)
         for ring in self._plan.rings:
             if ring.ring.err is not None:
                 ring.ring.err.signal()
-
-
-class _FaultLog:
-    """Tells of a driver's faults: each once, and only so many, since a guest can repeat them."""
-
-    MAX_REPORTS = 10
-
-    def __init__(self, device: VirtioDevice) -> None:
-        self._device = device
-        self._reports = 0
-
-    def report(self, error: BaseException) -> None:
-        """Log that the device rests, and why."""
-        self._reports += 1
-        if self._reports > self.MAX_REPORTS:
-            return
-        logger.warning(
-            "%s (virtio device %d) rests until its driver resets it: %s%s",
-            type(self._device).__name__,
-            self._device.device_id,
-            # Its words: a handler that keeps the record would keep the traceback, and the memory.
-            str(error),
-            " Further faults are not logged." if self._reports == self.MAX_REPORTS else "",
-        )
 
 
 # --- the socket ------------------------------------------------------------------------------
@@ -284,21 +257,13 @@ async def _send(peer: SocketType, data: bytes) -> None:
 # --- errors ----------------------------------------------------------------------------------
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
-
-
 @contextmanager
 def _unwrapped() -> Iterator[None]:
     """Let an error that is alone in its exception groups out by itself."""
     try:
         yield
     except BaseExceptionGroup as group:
-        leaves = list(_leaves(group))
-        if len(leaves) == 1:
-            raise leaves[0] from None
-        raise
+        error = only_error(group)
+        if error is group:
+            raise
+        raise error from None

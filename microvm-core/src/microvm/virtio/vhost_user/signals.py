@@ -65,14 +65,10 @@ class ReceivedFd:
 
 
 class KickDoorbell(Doorbell):
-    """Rings when the front end, or the kernel on its behalf, adds to the kick eventfd.
-
-    The first `wait` returns at once: a driver may have rung before the device was there.
-    """
+    """Rings when the front end, or the kernel on its behalf, adds to the kick eventfd."""
 
     def __init__(self, kick: Handle) -> None:
         self._kick = kick
-        self._first = True
 
     async def wait(self) -> None:
         """As `Doorbell.wait`.
@@ -80,10 +76,6 @@ class KickDoorbell(Doorbell):
         Raises:
             BackendError: the kick descriptor does not work.
         """
-        if self._first:
-            self._first = False
-            await trio.lowlevel.checkpoint()
-            return
         number = self._kick.fileno()
         try:
             while True:
