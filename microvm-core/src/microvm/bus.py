@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from bisect import bisect_right, insort
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 import attrs
 
@@ -22,6 +22,17 @@ log = logging.getLogger("microvm.bus")
 
 MAX_STRAYS_LOGGED: Final = 64
 """Linux touches a dozen addresses that do not exist; a hostile guest touches all of them."""
+
+
+@runtime_checkable
+class BlockWriter(Protocol):
+    """A device that takes the bytes of a string instruction (``rep outsb``) in one call."""
+
+    def write_block(self, offset: int, size: int, data: bytes) -> None:
+        """The guest writes to `offset` once for each `size` bytes of `data`, in that order.
+
+        Called as `BusDevice.write` is.
+        """
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -44,7 +55,7 @@ class BusRange:
 
 
 class Bus:
-    """One address space. `insert` before the vCPUs run; `read` and `write` from any thread.
+    """One address space. `insert` before the vCPUs run; reads and writes from any thread.
 
     Args:
         name: What its addresses are, for logs: ``port``, ``address``.
@@ -88,6 +99,24 @@ class Bus:
         if found is not None:
             with found.lock:
                 found.device.write(address - found.base, size, value)
+
+    def read_many(self, address: int, size: int, count: int) -> bytes:
+        """`count` reads of `size` bytes at one address (``rep insb``), one behind the other."""
+        return b"".join(self.read(address, size).to_bytes(size, "little") for _ in range(count))
+
+    def write_many(self, address: int, size: int, data: bytes) -> None:
+        """A write to one address for each `size` bytes of `data` (``rep outsb``)."""
+        found = self._find(address, size)
+        if found is None:
+            return
+        device = found.device
+        with found.lock:
+            if isinstance(device, BlockWriter):
+                device.write_block(address - found.base, size, data)
+                return
+            for begin in range(0, len(data), size):
+                value = int.from_bytes(data[begin : begin + size], "little")
+                device.write(address - found.base, size, value)
 
     def _find(self, address: int, size: int) -> BusRange | None:
         """The range that holds all of the access."""

@@ -70,6 +70,10 @@ RESET_CONTROL: Final = 0xCF9
 """Of Intel's chipsets; Linux's ``reboot=pci``."""
 ACPI_PM: Final = 0x600
 """Sleep control, sleep status and reset of the hardware-reduced ACPI machine: three bytes."""
+ACPI_S5_SLP_TYP: Final = 5
+"""The sleep type that the DSDT's ``_S5`` names and the sleep control register takes: power off."""
+ACPI_RESET_VALUE: Final = 1
+"""The FADT's RESET_VALUE: what the reset register takes for a reset."""
 
 # --- interrupts (global system interrupts, which are the I/O APIC's pins) ----------------------
 
