@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from microvm.console_signs import Signs
 from microvm.errors import BackendError, ImageError
 from microvm.outcome import OutcomeReason
 from microvm_qemu._outcome import Evidence, decide, own_words, refusal
-from microvm_qemu._signs import Signs
 
 PANIC = "Kernel panic - not syncing: x"
 

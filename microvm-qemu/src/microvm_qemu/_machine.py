@@ -19,10 +19,11 @@ import trio
 
 from microvm.abc import RunningMachine
 from microvm.console import ConsoleRing
+from microvm.console_signs import SignReader
 from microvm.errors import BackendError, GuestGone
+from microvm_qemu._halted import all_halted
 from microvm_qemu._monitor import Monitor
 from microvm_qemu._outcome import Evidence, decide, refusal
-from microvm_qemu._signs import SignReader, all_halted
 
 if TYPE_CHECKING:
     import socket

@@ -8,9 +8,9 @@ from typing import Final
 
 import attrs
 
+from microvm.console_signs import Signs
 from microvm.errors import BackendError, ImageError
 from microvm.outcome import MachineOutcome, OutcomeReason
-from microvm_qemu._signs import Signs
 
 GUEST_RESET: Final = "guest-reset"
 GUEST_SHUTDOWN: Final = "guest-shutdown"

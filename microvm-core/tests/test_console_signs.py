@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microvm_qemu._signs import MAX_LINE_BYTES, SignReader, Signs, all_halted
+from microvm.console_signs import MAX_LINE_BYTES, SignReader, Signs
 
 PANIC = b"[    1.23] Kernel panic - not syncing: VFS: Unable to mount root fs\r\n"
 LOG = (
@@ -77,35 +77,3 @@ def test_a_panics_words_are_made_visible_and_bounded() -> None:
     assert signs.panic is not None
     assert "\\x1b[2J" in signs.panic
     assert len(signs.panic) <= MAX_LINE_BYTES + 10
-
-
-CPU = (
-    "CPU#{n}\r\nRAX=0 RBX=0\r\nRIP=0 RFL={flags} [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT={halted}\r\n"
-)
-
-
-@pytest.mark.parametrize(
-    ("cpus", "expected"),
-    [
-        ([("00000046", 1)], True),
-        ([("00000046", 1), ("00000002", 1)], True),
-        ([("00000246", 1)], False),  # idle: an interrupt wakes it
-        ([("00000046", 0)], False),
-        ([("00000046", 1), ("00000046", 0)], False),
-        ([("00000046", 1), ("00000246", 1)], False),
-    ],
-)
-def test_halted_for_good_is_every_cpu_waiting_and_taking_no_interrupt(
-    cpus: list[tuple[str, int]], expected: bool
-) -> None:
-    text = "".join(CPU.format(n=n, flags=f, halted=h) for n, (f, h) in enumerate(cpus))
-    assert all_halted(text) is expected
-
-
-def test_sixteen_bit_cpus_are_read_too() -> None:
-    assert all_halted("EIP=0 EFL=00000002 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=1\r\n")
-
-
-def test_registers_that_say_nothing_are_no_halt() -> None:
-    assert not all_halted("")
-    assert not all_halted("unknown command: 'info registers'\r\n")

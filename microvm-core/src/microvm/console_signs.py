@@ -8,7 +8,6 @@ the CPUs first where that tells.
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 import attrs
@@ -23,10 +22,6 @@ PANIC_END: Final = b"---[ end Kernel panic"
 HALTING: Final = (b"reboot: System halted", b"reboot: Power down")
 """Without ACPI a kernel can't switch the machine off. It says one of these and halts its CPUs."""
 RESTARTING: Final = b"reboot: Restarting system"
-
-_FLAGS = re.compile(r"\b[RE]FL=([0-9a-f]+).*?\bHLT=([01])")
-_INTERRUPTS_ENABLED: Final = 1 << 9
-"""EFLAGS.IF."""
 
 
 @attrs.define(kw_only=True)
@@ -69,15 +64,3 @@ class SignReader:
         if signs.panic is None and (at := lines.find(PANIC)) >= 0:
             line = lines[at : at + MAX_LINE_BYTES].partition(b"\n")[0]
             signs.panic = visible_text(line.rstrip(b"\r"))
-
-
-def all_halted(registers: str) -> bool:
-    """Whether every CPU waits for an interrupt while it takes none: nothing but a reset follows.
-
-    Args:
-        registers: What ``info registers -a`` printed.
-    """
-    cpus = _FLAGS.findall(registers)
-    return bool(cpus) and all(
-        halted == "1" and not int(flags, 16) & _INTERRUPTS_ENABLED for flags, halted in cpus
-    )
