@@ -17,14 +17,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path[:0] = [
-    str(ROOT / "tools"),
+    str(ROOT),
     str(ROOT / "microvm-core" / "src"),
     str(ROOT / "microvm-guest" / "src"),
 ]
 
-from lab.console import Console  # noqa: E402 - the path comes first
-from lab.kernel import lab_kernel  # noqa: E402
-from lab.machine import (  # noqa: E402
+from microvm_guest.image.errors import BuildError, ImageError  # noqa: E402
+from microvm_guest.image.programs import is_static_elf  # noqa: E402
+from microvm_guest.image.progress import Lines  # noqa: E402
+from tools.lab.console import Console  # noqa: E402 - the path comes first
+from tools.lab.kernel import lab_kernel  # noqa: E402
+from tools.lab.machine import (  # noqa: E402
     MODULES,
     Machine,
     command_script,
@@ -32,10 +35,7 @@ from lab.machine import (  # noqa: E402
     initramfs,
     qemu_argv,
 )
-from lab.session import LabFailed, OutOfTime, Wires, follow  # noqa: E402
-from microvm_guest.image.errors import BuildError, ImageError  # noqa: E402
-from microvm_guest.image.programs import is_static_elf  # noqa: E402
-from microvm_guest.image.progress import Lines  # noqa: E402
+from tools.lab.session import LabFailed, OutOfTime, Wires, follow  # noqa: E402
 
 OUT_OF_TIME, FAILED = 124, 125
 PROGRAMS = {

@@ -1,6 +1,6 @@
 """The lab's kernel, from Debian's `linux-image-amd64`, fetched once and kept.
 
-`<cache>/lab/images/<version>-<hash of the module list>/` holds `vmlinux` and, numbered in the
+`<cache>/lab/images/<version>-<hash of the module list>/` holds `kernel` and, numbered in the
 order they are loaded, the modules. The cache, its lock and its work folder are those that the
 guest image's builder uses: what can be seen there is complete.
 """
@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
-from lab import modules
+
 from microvm_guest.image.cache import Cache, open_cache
 from microvm_guest.image.debian import fetch, version_of
 from microvm_guest.image.errors import BuildError, SourceUnavailable
 from microvm_guest.image.layout import CacheLayout, cache_layout
 from microvm_guest.image.process import output_of, run
+from tools.lab import modules
+from tools.lab.bzimage import vmlinux
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from microvm_guest.image.progress import Progress
 
 META_PACKAGE = "linux-image-amd64"
-KERNEL = "vmlinuz"
+KERNEL = "kernel"
 _DEPENDS = re.compile(r"Depends: (linux-image-\S+)")
 
 
@@ -111,4 +113,5 @@ def _collect(tree: Path, finished: Path, wanted: Sequence[str]) -> None:
         ) from error
     for number, (name, module) in enumerate(order.items()):
         (finished / f"{number:02}-{name}.ko").write_bytes(module)
-    (finished / KERNEL).write_bytes(next(tree.glob("boot/vmlinuz-*")).read_bytes())
+    bzimage = next(tree.glob("boot/vmlinuz-*")).read_bytes()
+    (finished / KERNEL).write_bytes(vmlinux(bzimage) or bzimage)

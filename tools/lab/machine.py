@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import attrs
+
 from microvm_guest.image.cpio import Entry, File, archive
 
 HERE = Path(__file__).parent

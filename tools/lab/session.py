@@ -13,10 +13,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from lab.console import Console
-from lab.words import Words
+from tools.lab.words import Words
+
+if TYPE_CHECKING:
+    from tools.lab.console import Console
 
 CHUNK = 65536
 _NOT_ORPHANED = '[ "$PPID" = "$0" ] && exec "$@"'
@@ -40,7 +42,7 @@ class Wires:
         self.readers: dict[str, BinaryIO] = {}
         for name in ("console", "out", "err"):
             reader, self.writers[name] = os.pipe()
-            self.readers[name] = stack.enter_context(open(reader, "rb", buffering=0))
+            self.readers[name] = stack.enter_context(os.fdopen(reader, "rb", buffering=0))
 
     @property
     def inherited(self) -> list[int]:
@@ -118,7 +120,7 @@ def _arriving(readers: dict[str, BinaryIO], deadline: float) -> Iterator[tuple[s
 
 def _in_memory(stack: ExitStack, content: bytes) -> int:
     descriptor = os.memfd_create("initramfs")
-    file = stack.enter_context(open(descriptor, "wb"))
+    file = stack.enter_context(os.fdopen(descriptor, "wb"))
     file.write(content)
     file.flush()
     return descriptor
