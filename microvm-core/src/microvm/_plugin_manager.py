@@ -32,6 +32,7 @@ from microvm._discovery import (
 from microvm._hook_calls import HookCalls, trace_to_stderr
 from microvm._plugin_guard import SHORT, Factory, WrongAnswer, reason
 from microvm._plugin_loader import LoadedPlugin, PluginLoader, import_entry_point
+from microvm.boot.reading import HEAD_BYTES
 from microvm.config import ConfigProblem
 from microvm.errors import PluginConflict, PluginError, PluginLoadError
 from microvm.plugins import (
@@ -50,9 +51,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("microvm.plugins")
 F = TypeVar("F", BackendFactory, DeviceFactory, ProvisionerFactory)
-
-HEAD_BYTES = 4096
-"""How much of a kernel image the `microvm_boot_protocol` hook sees."""
 
 
 class PluginState(enum.StrEnum):
@@ -263,7 +261,8 @@ class PluginManager:
         """Call `microvm_boot_protocol`: the protocol for a kernel image, or None if unknown.
 
         Args:
-            head: The beginning of the image, untrusted; hooks see its first 4096 bytes.
+            head: The beginning of the image (`microvm.boot.files.kernel_head`), untrusted; hooks
+                see its first 4096 bytes.
             arch: ``x86_64`` or ``aarch64``.
         """
         self.activate()

@@ -8,24 +8,37 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from microvm.boot.identify import (
-    HEADER_BYTES,
+from microvm.boot.elf import (
     MAX_NOTE_BYTES,
     MAX_PROGRAM_HEADERS,
-    KernelFormat,
-    KernelFormatError,
-    KernelImage,
-    ReadAt,
-    identify_kernel,
+    ElfKernel,
     iter_notes,
+    parse_elf,
+)
+from microvm.boot.identify import identify_kernel
+from microvm.boot.reading import KernelFormatError, ReadAt
+from microvm.boot.setup_header import (
+    HEADER_BYTES,
+    HEADER_LIMIT,
+    HEADER_START,
+    SetupHeader,
+    parse_setup_header,
 )
 
 ENTRY = 0x100_0000
 PVH_ENTRY = 0x100_0850
 
 
-def identify(data: bytes) -> KernelImage:
+def identify(data: bytes) -> ElfKernel | SetupHeader:
     return identify_kernel(lambda at, length: data[at : at + length], len(data))
+
+
+def read_elf(data: bytes) -> ElfKernel:
+    return parse_elf(lambda at, length: data[at : at + length], len(data))
+
+
+def read_header(data: bytes) -> SetupHeader:
+    return parse_setup_header(data[:HEADER_BYTES], len(data))
 
 
 def note(owner: bytes, kind: int, desc: bytes, align: int = 4) -> bytes:
@@ -103,11 +116,13 @@ def bzimage(
 
 
 def test_an_elf_kernel_with_a_pvh_note_has_both_entry_points() -> None:
-    assert identify(elf()) == KernelImage(format=KernelFormat.ELF, pvh_entry=PVH_ENTRY, entry=ENTRY)
+    found = identify(elf())
+    assert isinstance(found, ElfKernel)
+    assert (found.entry, found.pvh_entry) == (ENTRY, PVH_ENTRY)
 
 
 def test_an_elf_kernel_without_a_pvh_note_has_its_64_bit_entry() -> None:
-    found = identify(elf(notes=note(b"GNU\0", 3, bytes(20))))
+    found = read_elf(elf(notes=note(b"GNU\0", 3, bytes(20))))
     assert found.pvh_entry is None
     assert found.entry == ENTRY
 
@@ -115,26 +130,45 @@ def test_an_elf_kernel_without_a_pvh_note_has_its_64_bit_entry() -> None:
 @pytest.mark.parametrize("size", [4, 8])
 def test_a_pvh_entry_is_told_in_four_or_eight_bytes(size: int) -> None:
     notes = note(b"GNU\0", 3, bytes(20)) + note(b"Xen\0", 18, PVH_ENTRY.to_bytes(size, "little"))
-    assert identify(elf(notes=notes)).pvh_entry == PVH_ENTRY
+    assert read_elf(elf(notes=notes)).pvh_entry == PVH_ENTRY
+
+
+def test_the_segments_to_load_are_those_that_take_memory() -> None:
+    empty = segment(1, 0, 0, paddr=0)
+    found = read_elf(elf(empty, segment(1, 0x1000, 0x800, memsz=0x900), notes=b""))
+    (only,) = found.segments
+    assert (only.offset, only.filesz, only.paddr, only.end) == (0x1000, 0x800, ENTRY, ENTRY + 0x900)
 
 
 def test_a_bzimage_tells_its_boot_protocol() -> None:
-    assert identify(bzimage()) == KernelImage(format=KernelFormat.BZIMAGE, boot_protocol=0x020F)
+    found = identify(bzimage())
+    assert isinstance(found, SetupHeader)
+    assert (found.version, found.has_64bit_entry) == (0x020F, True)
+    assert (found.setup_bytes, found.protected_bytes) == (4 * 512, 32 * 16)
 
 
 def test_a_bzimage_with_no_setup_sector_count_has_four() -> None:
-    assert identify(bzimage(setup_sectors=0)).format is KernelFormat.BZIMAGE
+    assert read_header(bzimage(setup_sectors=0)).setup_bytes == 5 * 512
     with pytest.raises(KernelFormatError, match="cut short"):
         identify(bzimage(setup_sectors=0)[:-1])
 
 
 @pytest.mark.parametrize(("version", "flags"), [(0x020B, 0x7F), (0x020C, 0x7E)])
 def test_a_64_bit_entry_needs_protocol_2_12_and_the_flag(version: int, flags: int) -> None:
-    assert not identify(bzimage(version=version, xloadflags=flags)).has_64bit_entry
+    assert not read_header(bzimage(version=version, xloadflags=flags)).has_64bit_entry
+
+
+@pytest.mark.parametrize(
+    ("jump", "length"), [(0x6A, 0x26C - HEADER_START), (0xFF, HEADER_LIMIT - HEADER_START)]
+)
+def test_the_header_ends_where_it_says_and_no_later_than_its_slot(jump: int, length: int) -> None:
+    data = bytearray(bzimage())
+    data[0x201] = jump
+    assert read_header(bytes(data)).raw == data[HEADER_START : HEADER_START + length]
 
 
 def test_bytes_after_a_bzimage_are_none_of_its_business() -> None:
-    assert identify(bzimage() + b"signature").format is KernelFormat.BZIMAGE
+    assert identify(bzimage() + b"signature") == identify(bzimage())
 
 
 @pytest.mark.parametrize("whole", [elf(), bzimage()], ids=["elf", "bzimage"])
@@ -232,4 +266,4 @@ def test_a_kernel_with_any_bytes_changed_is_known_or_refused(
     for at, value in changes:
         data[at] = value
     with suppress(KernelFormatError):
-        assert identify(bytes(data)).format in KernelFormat
+        assert isinstance(identify(bytes(data)), ElfKernel | SetupHeader)
