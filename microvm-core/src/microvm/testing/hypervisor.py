@@ -89,12 +89,12 @@ class FakeLine(IrqLine):
 
 
 class FakeGuestDoorbell(GuestDoorbell):
-    """A doorbell of a `FakeVm`. `rings` counts. The first `wait` returns at once, as the real."""
+    """A doorbell of a `FakeVm`. `rings` counts; those before the first `wait` are kept."""
 
     def __init__(self) -> None:
         self.rings = 0
         self._lock = threading.Lock()
-        self._rung = True
+        self._rung = False
         self._waiter: tuple[trio.lowlevel.TrioToken, trio.Event] | None = None
 
     def ring(self) -> None:

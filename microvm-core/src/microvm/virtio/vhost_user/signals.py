@@ -11,10 +11,9 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-import trio
-
 from microvm.abc import Doorbell, IrqLine
 from microvm.errors import BackendError
+from microvm.virtio.eventfd import wait_eventfd
 
 if TYPE_CHECKING:
     from microvm.virtio.vhost_user.plan import Handle, Ring
@@ -78,13 +77,7 @@ class KickDoorbell(Doorbell):
         """
         number = self._kick.fileno()
         try:
-            while True:
-                # Always through the poll: a guest that keeps ringing must not keep other tasks
-                # from running.
-                await trio.lowlevel.wait_readable(number)
-                with contextlib.suppress(BlockingIOError):
-                    os.read(number, 8)
-                    return
+            await wait_eventfd(number)
         except OSError as error:
             raise BackendError(f"A ring's kick descriptor failed: {error.strerror}.") from error
 

@@ -1,0 +1,1 @@
+"""Runs microvm machines on Linux's KVM."""
