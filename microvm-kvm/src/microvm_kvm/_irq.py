@@ -12,7 +12,6 @@ import threading
 
 from microvm.abc import GuestDoorbell, IrqLine
 from microvm.errors import BackendError
-from microvm.virtio.eventfd import wait_eventfd
 
 
 class EventFd:
@@ -73,6 +72,9 @@ class KvmDoorbell(GuestDoorbell):
         number = self._event.fileno()
         if number < 0:
             raise BackendError("The doorbell's VM is closed.")
+        # Not before: it brings trio, and a probe in a program without it would wait 100 ms for it.
+        from microvm.virtio.eventfd import wait_eventfd
+
         try:
             await wait_eventfd(number)
         except OSError as error:

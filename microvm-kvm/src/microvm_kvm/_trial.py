@@ -1,0 +1,255 @@
+"""A guest of a few dozen instructions, to find out what this KVM can run.
+
+That /dev/kvm opens and makes VMs says nothing: on a host without virtualization of its own there
+is a KVM (kvm_pvm) that runs kernels made for it, and emulates any other one instruction at a time,
+as far as its emulator goes. A stock kernel dies there within its first thousand instructions.
+
+So the guest does in 64-bit mode what every kernel does sooner or later: `LONG_MODE`, each piece on
+its own. Where one of them fails, a second guest in 16-bit mode shows whether anything runs at all,
+and how fast.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import attrs
+
+from microvm.arch.x86_64.registers import (
+    CR0_ET,
+    CR0_PE,
+    CR0_PG,
+    CR4_OSFXSR,
+    CR4_PAE,
+    EFER_LMA,
+    EFER_LME,
+    RFLAGS_RESERVED,
+    DescriptorTable,
+    RegisterValue,
+    Segment,
+)
+from microvm.exits import InternalError, Interrupted, PioWrite, Shutdown, VcpuExit
+from microvm.memory import GuestMemory
+
+if TYPE_CHECKING:
+    from microvm.abc import Hypervisor, Vcpu
+
+BOUND_S: Final = 0.5
+"""A guest that has not answered by then is ended: it would take 5 ms at 10,000 instructions/s."""
+
+PORT: Final = 0xE9
+ANSWER: Final = 42
+
+_MEMORY_BYTES: Final = 0x1_0000
+_PML4, _PDPT, _PAGE_DIRECTORY = 0x1000, 0x2000, 0x3000
+_GDT, _IDT = 0x4000, 0x5000
+_CODE, _HANDLER, _SCRATCH, _STACK = 0x6000, 0x6800, 0x7000, 0x8000
+_VECTOR: Final = 0x20
+
+
+class Piece(NamedTuple):
+    """A few instructions that end with `ANSWER` on `PORT`."""
+
+    name: str
+    code: bytes
+
+
+LONG_MODE: Final = (
+    Piece(
+        "popcnt",
+        bytes.fromhex(
+            "b8 ff ff ff ff"  #       mov eax, 0xffffffff
+            "f3 0f b8 c0"  #          popcnt eax, eax        (32)
+            "83 c0 0a"  #             add eax, 10
+            "e6 e9"  #                out 0xe9, al
+        ),
+    ),
+    Piece(
+        "SSE2",
+        bytes.fromhex(
+            "b8 15 00 00 00"  #       mov eax, 21
+            "66 0f 6e c0"  #          movd xmm0, eax
+            "66 0f fe c0"  #          paddd xmm0, xmm0
+            "66 0f 7e c0"  #          movd eax, xmm0
+            "e6 e9"  #                out 0xe9, al
+        ),
+    ),
+    Piece(
+        "cmpxchg16b",
+        bytes.fromhex(
+            "be 00 70 00 00"  #       mov esi, 0x7000        _SCRATCH, which holds zeros
+            "31 c0"  #                xor eax, eax
+            "31 d2"  #                xor edx, edx
+            "bb 2a 00 00 00"  #       mov ebx, 42
+            "31 c9"  #                xor ecx, ecx
+            "f0 48 0f c7 0e"  #       lock cmpxchg16b [rsi]
+            "8a 06"  #                mov al, [rsi]
+            "e6 e9"  #                out 0xe9, al
+        ),
+    ),
+    Piece(
+        "interrupt",
+        bytes.fromhex(
+            "31 c0"  #                xor eax, eax
+            "cd 20"  #                int 0x20               to _HANDLER by the IDT, and back
+            "e6 e9"  #                out 0xe9, al
+        ),
+    ),
+)
+_HANDLER_CODE: Final = bytes.fromhex(
+    "b0 2a"  #                        mov al, 42
+    "48 cf"  #                        iretq
+)
+
+LOOPS: Final = 2000
+SMALL: Final = bytes.fromhex(
+    "b0 2a"  #                        mov al, 42
+    "e6 e9"  #                        out 0xe9, al
+    "b9 d0 07"  #                     mov cx, 2000           LOOPS
+    "49"  #                        1: dec cx
+    "75 fd"  #                        jnz 1b
+    "e6 e9"  #                        out 0xe9, al
+    "f4"  #                           hlt
+)
+
+
+@attrs.frozen(kw_only=True)
+class TrialResult:
+    """What the guests did."""
+
+    pieces: Mapping[str, str | None]
+    """Each piece of `LONG_MODE`: None if it ran, else what happened to it."""
+    small: str | None = None
+    """What happened to the 16-bit guest, or None if it ran or was not needed."""
+    mips: float | None = None
+    """Million instructions a second of the 16-bit guest, where it ran."""
+
+    @property
+    def runs_kernels(self) -> bool:
+        """Whether every piece ran."""
+        return not any(self.pieces.values())
+
+    @property
+    def runs_small_guests(self) -> bool:
+        """Whether 16-bit code runs, in whatever way."""
+        return self.runs_kernels or self.mips is not None
+
+
+def try_guests(
+    hypervisor: Hypervisor, clock: Callable[[], float] = time.perf_counter
+) -> TrialResult:
+    """Run the guests on a VM of their own. The calling thread is the vCPU's.
+
+    Raises:
+        MicrovmError: the VM can't be made.
+        RuntimeError: the host has no thread left.
+    """
+    memory = GuestMemory.anonymous(_MEMORY_BYTES)
+    try:
+        _write_tables(memory)
+        vm = hypervisor.create_vm(vcpu_count=1)
+        try:
+            for region in memory.regions:
+                vm.map_memory(region)
+            vcpu = vm.create_vcpu(0)
+            try:
+                return _try_on(vcpu, memory, clock)
+            finally:
+                vcpu.close()
+        finally:
+            vm.close()
+    finally:
+        memory.release()
+
+
+def _try_on(vcpu: Vcpu, memory: GuestMemory, clock: Callable[[], float]) -> TrialResult:
+    at_reset = vcpu.registers()
+    guard = threading.Timer(BOUND_S, vcpu.kick)
+    guard.start()
+    try:
+        pieces = {piece.name: _try_piece(vcpu, memory, piece) for piece in LONG_MODE}
+        if not any(pieces.values()):
+            return TrialResult(pieces=pieces)
+        memory.write(_CODE, SMALL)
+        vcpu.set_registers(at_reset)
+        vcpu.set_registers({**_real_mode(at_reset), "rip": _CODE, "rflags": RFLAGS_RESERVED})
+        small = _fault_of(vcpu.run())
+        start = clock()
+        small = small or _fault_of(vcpu.run())
+        took = clock() - start
+        mips = None if small else 2 * LOOPS / max(took, 1e-6) / 1e6
+        return TrialResult(pieces=pieces, small=small, mips=mips)
+    finally:
+        guard.cancel()
+        guard.join()
+
+
+def _try_piece(vcpu: Vcpu, memory: GuestMemory, piece: Piece) -> str | None:
+    memory.write(_CODE, piece.code)
+    # All of them each time: a triple fault resets the CPU on AMD.
+    vcpu.set_registers(_long_mode())
+    return _fault_of(vcpu.run())
+
+
+def _fault_of(exit_: VcpuExit) -> str | None:
+    """What a guest did other than give the answer."""
+    match exit_:
+        case PioWrite(port=port, data=data) if port == PORT and data[0] == ANSWER:
+            return None
+        case PioWrite(port=port, data=data) if port == PORT:
+            return f"wrong result ({data[0]})"
+        case InternalError(what=what, details=details):
+            return what + "".join(f" ({said})" for said in details.values())
+        case Shutdown():
+            return "triple fault"
+        case Interrupted():
+            return f"no answer within {BOUND_S:g} s"
+    return f"unexpected exit: {exit_}"
+
+
+# --- memory and registers ----------------------------------------------------------------------
+
+_CODE_DESCRIPTOR: Final = 0x00AF_9B00_0000_FFFF
+_DATA_DESCRIPTOR: Final = 0x00CF_9300_0000_FFFF
+_TASK_DESCRIPTOR: Final = 0x008F_8B00_0000_FFFF
+
+
+def _write_tables(memory: GuestMemory) -> None:
+    # Present and writable; the last one maps 2 MiB at 0 (Intel SDM volume 3A, 4.5).
+    memory.write(_PML4, struct.pack("<Q", _PDPT | 3))
+    memory.write(_PDPT, struct.pack("<Q", _PAGE_DIRECTORY | 3))
+    memory.write(_PAGE_DIRECTORY, struct.pack("<Q", 0x83))
+    descriptors = (0, _CODE_DESCRIPTOR, _DATA_DESCRIPTOR, _TASK_DESCRIPTOR)
+    memory.write(_GDT, struct.pack("<4Q", *descriptors))
+    # A 64-bit interrupt gate (6.14.1): offset, selector 8, present and of type 14.
+    gate = struct.pack("<HHHHQ", _HANDLER, 8, 0x8E00, 0, 0)
+    memory.write(_IDT + _VECTOR * len(gate), gate)
+    memory.write(_HANDLER, _HANDLER_CODE)
+
+
+def _long_mode() -> dict[str, RegisterValue]:
+    data = Segment.from_descriptor(0x10, _DATA_DESCRIPTOR)
+    return {
+        **dict.fromkeys(("ds", "es", "fs", "gs", "ss"), data),
+        "cs": Segment.from_descriptor(0x08, _CODE_DESCRIPTOR),
+        "tr": Segment.from_descriptor(0x18, _TASK_DESCRIPTOR),
+        "gdt": DescriptorTable(base=_GDT, limit=0x1F),
+        "idt": DescriptorTable(base=_IDT, limit=0xFFF),
+        "cr0": CR0_PE | CR0_ET | CR0_PG,
+        "cr3": _PML4,
+        "cr4": CR4_PAE | CR4_OSFXSR,
+        "efer": EFER_LME | EFER_LMA,
+        "rip": _CODE,
+        "rsp": _STACK,
+        "rflags": RFLAGS_RESERVED,
+    }
+
+
+def _real_mode(at_reset: Mapping[str, RegisterValue]) -> dict[str, RegisterValue]:
+    code = at_reset["cs"]
+    assert isinstance(code, Segment)
+    return {"cs": attrs.evolve(code, selector=0, base=0)}
