@@ -8,18 +8,9 @@ import pytest
 
 from microvm.boot.files import BootFile, check_boot_file
 from microvm.errors import ImageError
+from microvm.testing.boot_files import bzimage
 
 BOTH: tuple[BootFile, ...] = ("kernel", "initrd")
-
-
-def bzimage() -> bytes:
-    head = bytearray(0x268)
-    head[0x1F1], head[0x1F4] = 3, 32
-    head[0x1FE:0x200] = b"\x55\xaa"
-    head[0x202:0x206] = b"HdrS"
-    head[0x206:0x208] = b"\x0f\x02"
-    head[0x211] = 1
-    return bytes(head).ljust(4 * 512 + 32 * 16, b"\0")
 
 
 def refusal(path: Path, what: BootFile, mem_size_mib: int | None = None) -> str:
@@ -112,7 +103,7 @@ def test_an_unreadable_file_is_refused(tmp_path: Path, what: BootFile) -> None:
 
 def test_a_kernel_cut_short_is_refused(tmp_path: Path) -> None:
     (tmp_path / "kernel").write_bytes(bzimage()[:-1])
-    assert "cut short: 2559 of 2560 bytes" in refusal(tmp_path / "kernel", "kernel")
+    assert "cut short: 2047 of 2048 bytes" in refusal(tmp_path / "kernel", "kernel")
 
 
 def test_kernel_and_initrd_exchanged_are_told(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Kernels are recognised from bytes alone: whole ones, cut ones, and what is no kernel."""
 
-import struct
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -24,9 +23,7 @@ from microvm.boot.setup_header import (
     SetupHeader,
     parse_setup_header,
 )
-
-ENTRY = 0x100_0000
-PVH_ENTRY = 0x100_0850
+from microvm.testing.boot_files import ENTRY, PVH_ENTRY, bzimage, elf, note, segment
 
 
 def identify(data: bytes) -> ElfKernel | SetupHeader:
@@ -39,80 +36,6 @@ def read_elf(data: bytes) -> ElfKernel:
 
 def read_header(data: bytes) -> SetupHeader:
     return parse_setup_header(data[:HEADER_BYTES], len(data))
-
-
-def note(owner: bytes, kind: int, desc: bytes, align: int = 4) -> bytes:
-    def padded(data: bytes) -> bytes:
-        return data + bytes(-len(data) % align)
-
-    head = struct.pack("<III", len(owner), len(desc), kind) + owner
-    return padded(head) + padded(desc)
-
-
-PVH_NOTE = note(b"Xen\0", 18, struct.pack("<Q", PVH_ENTRY))
-
-
-def segment(
-    kind: int,
-    offset: int,
-    filesz: int,
-    memsz: int | None = None,
-    paddr: int = ENTRY,
-    align: int = 4,
-) -> bytes:
-    memsz = filesz if memsz is None else memsz
-    vaddr = 0xFFFF_FFFF_8000_0000 + paddr
-    return struct.pack("<IIQQQQQQ", kind, 5, offset, vaddr, paddr, filesz, memsz, align)
-
-
-def elf(
-    *segments: bytes,
-    notes: bytes = PVH_NOTE,
-    machine: int = 62,
-    kind: int = 2,
-    entry: int = ENTRY,
-    count: int | None = None,
-    ident: bytes = b"\x7fELF\x02\x01\x01",
-) -> bytes:
-    """Header, program headers, notes at 0x400, code from 0x1000 to 0x2000."""
-    table = b"".join(segments or (segment(1, 0x1000, 0x1000), segment(4, 0x400, len(notes))))
-    head = ident.ljust(16, b"\0") + struct.pack(
-        "<HHIQQQIHHHHHH",
-        kind,
-        machine,
-        1,
-        entry,
-        64,
-        0,
-        0,
-        64,
-        56,
-        len(table) // 56 if count is None else count,
-        0,
-        0,
-        0,
-    )
-    return ((head + table).ljust(0x400, b"\0") + notes).ljust(0x1000, b"\0") + bytes(0x1000)
-
-
-def bzimage(
-    *,
-    setup_sectors: int = 3,
-    paragraphs: int = 32,
-    version: int = 0x020F,
-    loadflags: int = 1,
-    xloadflags: int = 0x7F,
-    boot_flag: int = 0xAA55,
-) -> bytes:
-    head = bytearray(HEADER_BYTES)
-    head[0x1F1] = setup_sectors
-    struct.pack_into("<I", head, 0x1F4, paragraphs)
-    struct.pack_into("<H", head, 0x1FE, boot_flag)
-    head[0x202:0x206] = b"HdrS"
-    struct.pack_into("<H", head, 0x206, version)
-    head[0x211] = loadflags
-    struct.pack_into("<H", head, 0x236, xloadflags)
-    return bytes(head).ljust(((setup_sectors or 4) + 1) * 512 + paragraphs * 16, b"\0")
 
 
 def test_an_elf_kernel_with_a_pvh_note_has_both_entry_points() -> None:
@@ -144,7 +67,7 @@ def test_a_bzimage_tells_its_boot_protocol() -> None:
     found = identify(bzimage())
     assert isinstance(found, SetupHeader)
     assert (found.version, found.has_64bit_entry) == (0x020F, True)
-    assert (found.setup_bytes, found.protected_bytes) == (4 * 512, 32 * 16)
+    assert (found.setup_bytes, found.protected_bytes) == (2 * 512, 64 * 16)
 
 
 def test_a_bzimage_with_no_setup_sector_count_has_four() -> None:
@@ -162,9 +85,8 @@ def test_a_64_bit_entry_needs_protocol_2_12_and_the_flag(version: int, flags: in
     ("jump", "length"), [(0x6A, 0x26C - HEADER_START), (0xFF, HEADER_LIMIT - HEADER_START)]
 )
 def test_the_header_ends_where_it_says_and_no_later_than_its_slot(jump: int, length: int) -> None:
-    data = bytearray(bzimage())
-    data[0x201] = jump
-    assert read_header(bytes(data)).raw == data[HEADER_START : HEADER_START + length]
+    data = bzimage(jump=jump)
+    assert read_header(data).raw == data[HEADER_START : HEADER_START + length]
 
 
 def test_bytes_after_a_bzimage_are_none_of_its_business() -> None:
