@@ -153,17 +153,22 @@ class QueueDriver:
             used=heap.take(6 + 8 * size, _PAGE)[0],
         )
         layout = self.layout
+        self._avail = self.memory.slice(layout.avail, layout.avail_bytes).cast("H")
+        used = self.memory.slice(layout.used, layout.used_bytes)
+        self._used = used.cast("H")
+        self._used_ring = used[4 : 4 + 8 * size].cast("I")
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew, as after a reset of the device: empty rings, every descriptor free."""
+        layout = self.layout
         for address, length in (
             (layout.desc, layout.desc_bytes),
             (layout.avail, layout.avail_bytes),
             (layout.used, layout.used_bytes),
         ):
             self.memory.write(address, bytes(length))
-        self._avail = self.memory.slice(layout.avail, layout.avail_bytes).cast("H")
-        used = self.memory.slice(layout.used, layout.used_bytes)
-        self._used = used.cast("H")
-        self._used_ring = used[4 : 4 + 8 * size].cast("I")
-        self._free = list(range(size))[::-1]
+        self._free = list(range(self.size))[::-1]
         self._offered: dict[int, _Offered] = {}
         self._avail_idx = 0
         self._kicked_idx = 0
