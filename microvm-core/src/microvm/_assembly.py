@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
-from microvm.abc import AttachedDevice, Capability, GuestChannels, MachinePlan, ProbeReport
+from microvm.abc import (
+    AttachedDevice,
+    Capability,
+    GuestChannels,
+    Hypervisor,
+    MachinePlan,
+    ProbeReport,
+)
 from microvm.boot.files import check_boot_file
 from microvm.config import MAX_CMDLINE_BYTES, BootSource, ConfigProblem, MachineConfig
 from microvm.errors import BackendUnavailable, ConfigError, MicrovmError
@@ -112,7 +119,7 @@ def assemble(config: MachineConfig, plugins: PluginManager, timeline: BootTimeli
     timeline.mark("backend")
     problems = _Problems()
     problems.add(_capability_problems(config, factory))
-    platform = problems.attempt("backend_options", lambda: factory.create(config.backend_options))
+    platform = problems.attempt("backend_options", lambda: _platform(factory, config, plugins))
     devices = _make_devices(config, factory, plugins, problems)
     provisioners = _make_provisioners(config, plugins, problems)
     timeline.mark("plugins")
@@ -177,6 +184,18 @@ def choose_backend(
         choice = BackendChoice(name=name, reason=reason, report=report)
     log.info("backend %s: %s", choice.name, choice.reason)
     return factory, choice
+
+
+def _platform(
+    factory: BackendFactory, config: MachineConfig, plugins: PluginManager
+) -> HostedPlatform:
+    """What the backend is; where it only hands out vCPUs, our own machine on them."""
+    made = factory.create(config.backend_options)
+    if isinstance(made, Hypervisor):
+        from microvm.vmm.platform import HypervisorPlatform
+
+        return HypervisorPlatform(made, plugins.boot_protocol)
+    return made
 
 
 def _capability_problems(config: MachineConfig, factory: BackendFactory) -> list[ConfigProblem]:

@@ -30,6 +30,9 @@ REGION_ALIGNMENT = 16
 
 _ADDRESS_SPACE = 1 << 64
 
+_MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
+"""Guests rarely touch all that they are given. Python's mmap has the name from 3.13 on."""
+
 
 @attrs.frozen(kw_only=True, eq=False)
 class GuestRegion:
@@ -103,15 +106,18 @@ class GuestMemory:
         Raises:
             BackendError: the host has no memory left for it.
         """
-        try:
-            mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        except OSError as error:
-            raise BackendError(
-                f"The host can't give {size} bytes of guest memory: {error.strerror}.",
-                remedy="Make mem_size_mib smaller, or raise the limit on memory.",
-            ) from error
-        keep_private(mapping)
-        return cls([GuestRegion(start=start, view=memoryview(mapping))])
+        return cls.for_ranges([(start, size)])
+
+    @classmethod
+    def for_ranges(cls, ranges: Iterable[tuple[int, int]]) -> GuestMemory:
+        """One such region for each start and size, as a machine with a hole in its memory has.
+
+        Raises:
+            BackendError: the host has no memory left for them.
+        """
+        return cls(
+            GuestRegion(start=start, view=memoryview(_anonymous(size))) for start, size in ranges
+        )
 
     @property
     def regions(self) -> tuple[GuestRegion, ...]:
@@ -197,6 +203,19 @@ class GuestMemory:
         self._spans = ()
         for region in self._regions:
             region.view.release()
+
+
+def _anonymous(size: int) -> mmap.mmap:
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    try:
+        mapping = mmap.mmap(-1, size, flags=flags)
+    except OSError as error:
+        raise BackendError(
+            f"The host can't give {size} bytes of guest memory: {error.strerror}.",
+            remedy="Make mem_size_mib smaller, or raise the limit on memory.",
+        ) from error
+    keep_private(mapping)
+    return mapping
 
 
 def keep_private(mapping: mmap.mmap) -> None:

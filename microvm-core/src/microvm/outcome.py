@@ -18,8 +18,14 @@ class OutcomeReason(enum.StrEnum):
     """The guest rebooted. Machines do not reboot; they end."""
     PANIC = "panic"
     """The guest's kernel panicked."""
+    HALTED = "halted"
+    """Every CPU of the guest waits with interrupts off, and none can wake again."""
+    TRIPLE_FAULT = "triple-fault"
+    """A CPU of the guest met an exception it could not even report."""
+    INTERNAL_ERROR = "internal-error"
+    """The hypervisor could not go on with this guest; `MachineOutcome.cpu_state` says where."""
     CRASHED = "crashed"
-    """The backend failed: its process was killed or gave up."""
+    """The backend failed: its process was killed or gave up, or a call to the host failed."""
 
 
 @attrs.frozen(kw_only=True)
@@ -31,3 +37,6 @@ class MachineOutcome:
     """One sentence for a person."""
     console_tail: tuple[str, ...] = ()
     """The guest's last console lines, control characters made visible."""
+    cpu_state: tuple[str, ...] = ()
+    """After a triple fault or an internal error: the CPU's registers and the code where it
+    stood, a line each."""

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from microvm.abc import (
         Capability,
         HostedPlatform,
+        Hypervisor,
         MachinePlan,
         ProbeReport,
         Provisioner,
         VirtioDevice,
     )
+    from microvm.arch.x86_64.registers import RegisterValue
     from microvm.memory import GuestMemory
 
 __all__ = [
@@ -76,7 +78,9 @@ class BackendFactory:
     capabilities: frozenset[Capability] = attrs.field(converter=_capabilities)
     probe: Callable[[Mapping[str, Any]], ProbeReport] = attrs.field(validator=_CALLABLE)
     """Gets `MachineConfig.backend_options`; quick, polite, and never raises."""
-    create: Callable[[Mapping[str, Any]], HostedPlatform] = attrs.field(validator=_CALLABLE)
+    create: Callable[[Mapping[str, Any]], HostedPlatform | Hypervisor] = attrs.field(
+        validator=_CALLABLE
+    )
     """Gets the same options, once the probe has said usable."""
     preference: int = attrs.field(default=50, validator=validators.instance_of(int))
     """Among usable backends the lowest wins: hypervisors 10, software emulation 50."""
@@ -117,13 +121,16 @@ class BootProtocol:
     """
 
     name: str = attrs.field(validator=_TEXT)
-    """The format's own name, such as ``bzimage``, ``pvh`` or ``arm64-image``."""
+    """The format's own name, such as ``elf``, ``bzimage`` or ``arm64-image``."""
     summary: str = attrs.field(validator=_TEXT)
     """One line, for logs."""
-    load: Callable[[MachinePlan, GuestMemory], Mapping[str, int]] = attrs.field(validator=_CALLABLE)
-    """Writes kernel, initrd and command line into the memory; returns the registers, by name,
-    that the boot vCPU starts with. Raises `ImageError` for an image that is not what its head
-    promised."""
+    load: Callable[[MachinePlan, GuestMemory], Mapping[str, RegisterValue]] = attrs.field(
+        validator=_CALLABLE
+    )
+    """Writes kernel, initrd and command line into the memory, which holds nothing but zeros and
+    no vCPU sees yet; returns the registers, by name, that the boot vCPU starts with: those that
+    are not named stay as a reset leaves them. What the plan calls its command line is all of it.
+    Raises `ImageError` for an image that is not what its head promised, or does not fit."""
 
 
 @attrs.frozen(kw_only=True)

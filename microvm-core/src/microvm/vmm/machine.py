@@ -1,0 +1,208 @@
+"""The trio side of a machine of our own: devices served, the end awaited and explained."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from microvm.abc import RunningMachine
+from microvm.errors import GuestGone
+from microvm.vmm.end import End, EndKind, decide
+
+if TYPE_CHECKING:
+    from microvm.abc import Vcpu
+    from microvm.outcome import MachineOutcome
+    from microvm.vmm.engine import Engine
+    from microvm.vmm.vcpu_thread import VcpuThread
+
+log = logging.getLogger("microvm.vmm")
+
+IDLE_LOOK_EVERY_S: Final = 1.0
+"""How often a machine whose CPUs did nothing meanwhile is looked at: have they halted for good?"""
+HALT_LOOKS: Final = 200
+HALT_LOOK_EVERY_S: Final = 0.005
+"""A kernel that says it halts has its CPUs halted within milliseconds."""
+
+
+class VmmMachine(RunningMachine):
+    """A running `Engine`. Made and run by `HypervisorPlatform.start`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._vcpus_ended = trio.Event()
+        self._ended = trio.Event()
+        self._outcome: MachineOutcome | None = None
+        self._paused = False
+        self._looking = False
+        self._nursery: trio.Nursery | None = None
+
+    # --- RunningMachine ------------------------------------------------------------------
+
+    async def wait(self) -> MachineOutcome:
+        """As `RunningMachine.wait`."""
+        await self._ended.wait()
+        assert self._outcome is not None
+        return self._outcome
+
+    async def kill(self) -> None:
+        """As `RunningMachine.kill`. Takes a few milliseconds."""
+        self._engine.end(End(kind=EndKind.ASKED))
+        await self._ended.wait()
+
+    async def pause(self) -> None:
+        """As `RunningMachine.pause`: first the vCPUs, then the devices.
+
+        Raises:
+            GuestGone: the machine has ended.
+        """
+        await self._of_each(lambda thread, done: thread.pause(done))
+        self._paused = True
+        for transport in self._engine.transports:
+            await transport.quiesce()
+
+    async def resume(self) -> None:
+        """As `RunningMachine.resume`.
+
+        Raises:
+            GuestGone: the machine has ended.
+        """
+        self._still_there()
+        await trio.lowlevel.checkpoint()
+        for transport in self._engine.transports:
+            transport.resume()
+        for thread in self._engine.threads:
+            thread.resume()
+        self._paused = False
+
+    def console_tail(self) -> tuple[str, ...]:
+        """As `RunningMachine.console_tail`."""
+        return self._engine.console.tail()
+
+    def exit_counts(self) -> Mapping[str, int]:
+        """As `RunningMachine.exit_counts`."""
+        return self._engine.exit_counts
+
+    # --- for the platform ----------------------------------------------------------------
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve the devices until the vCPUs have ended; then the outcome stands.
+
+        Raises whatever a device raises that is no guest's fault, when the vCPUs have ended.
+        """
+        engine = self._engine
+        token = trio.lowlevel.current_trio_token()
+        engine.attend(on_signs=self._on_signs, on_ended=self._vcpus_ended.set)
+        attached = False
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                for transport in engine.transports:
+                    await nursery.start(transport.serve)
+                engine.calls.attach(token)
+                attached = True
+                nursery.start_soon(self._watch_idle)
+                task_status.started()
+                await self._vcpus_ended.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._nursery = None
+            engine.end(End(kind=EndKind.HOST_ERROR, what="A device failed on the host's side."))
+            if not attached:
+                engine.calls.attach(token)
+            with trio.CancelScope(shield=True):
+                await self._vcpus_ended.wait()
+            engine.calls.close()
+            self._conclude()
+
+    def _conclude(self) -> None:
+        end = self._engine.why_ended
+        assert end is not None
+        console = self._engine.console
+        signs = console.finish()
+        self._outcome = decide(end, signs, console.tail())
+        log.debug("%s", self._outcome.detail)
+        self._ended.set()
+
+    # --- is it over? ---------------------------------------------------------------------
+
+    def _on_signs(self) -> None:
+        """The kernel's words say that it hangs, or is about to halt."""
+        signs = self._engine.console.signs
+        if signs.hung:
+            self._engine.end(End(kind=EndKind.HUNG))
+        elif signs.halting and not self._looking and self._nursery is not None:
+            self._looking = True
+            self._nursery.start_soon(self._end_if_halting)
+
+    async def _end_if_halting(self) -> None:
+        for _ in range(HALT_LOOKS):
+            if await self._end_if_halted():
+                return
+            await trio.sleep(HALT_LOOK_EVERY_S)
+
+    async def _watch_idle(self) -> None:
+        """A CPU that halts with interrupts off waits within the hypervisor, without an exit."""
+        before: list[int | None] = []
+        while True:
+            await trio.sleep(IDLE_LOOK_EVERY_S)
+            now = [thread.cpu_time_ns() for thread in self._engine.threads]
+            if now == before and not self._paused and await self._end_if_halted():
+                return
+            before = now
+
+    async def _end_if_halted(self) -> bool:
+        halted: list[bool] = []
+
+        def look(thread: VcpuThread, done: Callable[[], None]) -> None:
+            def at_vcpu(vcpu: Vcpu) -> None:
+                halted.append(vcpu.is_halted_for_good())
+                done()
+
+            thread.command(at_vcpu)
+
+        try:
+            await self._of_each(look)
+        except GuestGone:
+            return True
+        if all(halted):
+            self._engine.end(End(kind=EndKind.HALTED))
+        return all(halted)
+
+    # --- all vCPUs -----------------------------------------------------------------------
+
+    def _still_there(self) -> None:
+        if self._engine.why_ended is not None:
+            raise GuestGone("The machine has ended.")
+
+    async def _of_each(self, act: Callable[[VcpuThread, Callable[[], None]], None]) -> None:
+        """Have `act` done with each vCPU's thread, and wait until all have called back.
+
+        Raises:
+            GuestGone: the machine ended before.
+        """
+        self._still_there()
+        threads = self._engine.threads
+        left = len(threads)
+        done = trio.Event()
+
+        def count() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                done.set()
+
+        for thread in threads:
+            act(thread, lambda: self._engine.calls.post(count))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_at_end, nursery.cancel_scope)
+            await done.wait()
+            nursery.cancel_scope.cancel()
+        if not done.is_set():
+            raise GuestGone("The machine has ended.")
+
+    async def _cancel_at_end(self, scope: trio.CancelScope) -> None:
+        await self._vcpus_ended.wait()
+        scope.cancel()

@@ -1,0 +1,284 @@
+"""One vCPU and the thread it lives on.
+
+The thread moves through these states, and obeys commands between any two exits::
+
+    created --go--> running <--pause / resume--> paused
+       |               |                            |
+       +---------------+----------stop--------------+--> ended
+
+A command is a function of the vCPU, put into a queue; a kick makes the guest leave for it. A
+paused thread waits in that queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Protocol
+
+from microvm.abc import Vcpu, Vm
+from microvm.errors import HypervisorCallError
+from microvm.exits import (
+    FailEntry,
+    Halt,
+    InternalError,
+    Interrupted,
+    MmioRead,
+    MmioWrite,
+    PioRead,
+    PioWrite,
+    Shutdown,
+    SystemEvent,
+    VcpuExit,
+)
+from microvm.vmm.end import End, EndKind, cpu_state_lines
+from microvm.vmm.exit_counts import ExitCounts
+
+if TYPE_CHECKING:
+    from microvm.bus import Bus
+
+log = logging.getLogger("microvm.vmm")
+
+Command = Callable[[Vcpu], None]
+
+SYSTEM_EVENTS: Final = {"shutdown": EndKind.POWER_OFF, "reset": EndKind.RESET}
+
+
+class VcpuOwner(Protocol):
+    """What a vCPU's thread tells of itself, from that thread."""
+
+    def vcpu_created(self, index: int, error: BaseException | None) -> None:
+        """The vCPU is there and waits for `VcpuThread.go`, or could not be created."""
+
+    def end(self, end: End) -> None:
+        """The machine can't go on."""
+
+    def vcpu_ended(self, index: int) -> None:
+        """The thread has given its vCPU back; it is about to end."""
+
+
+class VcpuThread:
+    """A vCPU's thread. Every method is for any thread but the vCPU's own.
+
+    Args:
+        vm: Where the vCPU is created.
+        index: Which one.
+        prepare: Called on the thread once the vCPU is there, to set its registers.
+        memory: The bus of addresses that are no RAM.
+        ports: The bus of ports; empty where the architecture has none.
+        owner: Who is told.
+    """
+
+    def __init__(
+        self,
+        vm: Vm,
+        index: int,
+        *,
+        prepare: Command,
+        memory: Bus,
+        ports: Bus,
+        owner: VcpuOwner,
+    ) -> None:
+        self.index = index
+        self.counts = ExitCounts()
+        self._vm = vm
+        self._prepare = prepare
+        self._memory = memory
+        self._ports = ports
+        self._owner = owner
+        self._vcpu: Vcpu | None = None
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        # These two are the thread's own:
+        self._held = True
+        self._stopped = False
+        self._thread = threading.Thread(
+            target=self._live, name=f"microvm vCPU {index}", daemon=True
+        )
+
+    def start(self) -> None:
+        """Start the thread; it creates its vCPU and waits.
+
+        Raises:
+            RuntimeError: the host has no thread left.
+        """
+        self._thread.start()
+
+    def go(self) -> None:
+        """Let the guest run."""
+        self.command(self._release)
+
+    def pause(self, paused: Callable[[], None]) -> None:
+        """Hold the guest; `paused` is called on the thread when it does."""
+
+        def hold(vcpu: Vcpu) -> None:
+            self._held = True
+            paused()
+
+        self.command(hold)
+
+    def resume(self) -> None:
+        """Let a paused guest go on, its clock told that time has stood."""
+
+        def go_on(vcpu: Vcpu) -> None:
+            vcpu.prepare_resume()
+            self._held = False
+
+        self.command(go_on)
+
+    def stop(self) -> None:
+        """End the thread, whatever the guest does."""
+        self.command(self._stop)
+
+    def command(self, command: Command) -> None:
+        """Have the thread call `command` with its vCPU, between two exits."""
+        self._commands.put(command)
+        vcpu = self._vcpu
+        if vcpu is not None:
+            vcpu.kick()
+
+    def join(self) -> None:
+        """Wait for the thread's end: after `VcpuOwner.vcpu_ended`, a matter of microseconds."""
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def cpu_time_ns(self) -> int | None:
+        """CPU time that thread and guest have used; None when the thread is not there."""
+        ident = self._thread.ident
+        if ident is None or not self._thread.is_alive():
+            return None
+        try:
+            return time.clock_gettime_ns(time.pthread_getcpuclockid(ident))
+        except OSError:
+            return None
+
+    # --- on the thread -----------------------------------------------------------------------
+
+    def _release(self, vcpu: Vcpu) -> None:
+        self._held = False
+
+    def _stop(self, vcpu: Vcpu) -> None:
+        self._stopped = True
+
+    def _live(self) -> None:
+        try:
+            vcpu = self._vm.create_vcpu(self.index)
+        except BaseException as error:
+            self._owner.vcpu_created(self.index, error)
+            self._owner.vcpu_ended(self.index)
+            return
+        try:
+            try:
+                self._prepare(vcpu)
+                self._vcpu = vcpu
+            except BaseException as error:
+                self._owner.vcpu_created(self.index, error)
+                return
+            self._owner.vcpu_created(self.index, None)
+            self._run(vcpu)
+        except HypervisorCallError as error:
+            self._owner.end(
+                End(kind=EndKind.HOST_ERROR, what=f"vCPU {self.index}: {error.message}")
+            )
+        except BaseException as error:
+            # A bug of a bus device, or of ours. Nobody else would hear of it on this thread.
+            log.exception("vCPU %d failed", self.index)
+            self._owner.end(
+                End(
+                    kind=EndKind.HOST_ERROR,
+                    what=f"vCPU {self.index} failed on the host's side: "
+                    f"{type(error).__name__}: {error}",
+                )
+            )
+        finally:
+            self._vcpu = None
+            vcpu.close()
+            self._owner.vcpu_ended(self.index)
+
+    def _run(self, vcpu: Vcpu) -> None:
+        while self._obey(vcpu):
+            end = self._run_until_wanted(vcpu)
+            if end is not None:
+                self._owner.end(end)
+                self._held = True  # until `stop`, which follows
+
+    def _obey(self, vcpu: Vcpu) -> bool:
+        """Carry out what is commanded; whether the guest may run, or else the thread must end."""
+        while not self._stopped:
+            try:
+                command = self._commands.get(block=self._held)
+            except queue.Empty:
+                return True
+            command(vcpu)
+        return False
+
+    def _run_until_wanted(self, vcpu: Vcpu) -> End | None:
+        """Serve exits until a kick (None), or until the guest can't go on."""
+        run, count = vcpu.run, self.counts.add
+        memory, ports = self._memory, self._ports
+        while True:
+            vcpu_exit = run()
+            match vcpu_exit:
+                case MmioWrite(address, data):
+                    count("mmio-write", address)
+                    memory.write(address, len(data), int.from_bytes(data, "little"))
+                case MmioRead(address, length):
+                    count("mmio-read", address)
+                    value = memory.read(address, length)
+                    vcpu.complete_read(value.to_bytes(length, "little"))
+                case PioWrite(port, size, data):
+                    count("pio-write", port)
+                    if len(data) == size:
+                        ports.write(port, size, int.from_bytes(data, "little"))
+                    else:
+                        ports.write_many(port, size, data)
+                case PioRead(port, size, times):
+                    count("pio-read", port)
+                    answer = b"".join(
+                        ports.read(port, size).to_bytes(size, "little") for _ in range(times)
+                    )
+                    vcpu.complete_read(answer)
+                case Interrupted():
+                    return None
+                case _:
+                    count(type(vcpu_exit).__name__.lower())
+                    end = self._end_of(vcpu, vcpu_exit)
+                    if end is not None:
+                        return end
+
+    def _end_of(self, vcpu: Vcpu, vcpu_exit: VcpuExit) -> End | None:
+        match vcpu_exit:
+            case Halt():
+                return None
+            case SystemEvent(kind) if kind in SYSTEM_EVENTS:
+                return End(kind=SYSTEM_EVENTS[kind])
+            case Shutdown():
+                return End(kind=EndKind.TRIPLE_FAULT, cpu_state=self._cpu_state(vcpu))
+            case InternalError(suberror, what):
+                return End(
+                    kind=EndKind.INTERNAL_ERROR,
+                    what=f"The hypervisor can't go on with vCPU {self.index}: {what} "
+                    f"(suberror {suberror}).",
+                    cpu_state=self._cpu_state(vcpu),
+                )
+            case FailEntry(reason):
+                return End(
+                    kind=EndKind.INTERNAL_ERROR,
+                    what=f"The hardware refuses to run vCPU {self.index} as it is "
+                    f"(reason {reason:#x}).",
+                    cpu_state=self._cpu_state(vcpu),
+                )
+            case _:
+                return End(
+                    kind=EndKind.INTERNAL_ERROR,
+                    what=f"vCPU {self.index} stopped for a reason not known here: {vcpu_exit}.",
+                    cpu_state=self._cpu_state(vcpu),
+                )
+
+    def _cpu_state(self, vcpu: Vcpu) -> tuple[str, ...]:
+        try:
+            return cpu_state_lines(self.index, vcpu.registers(), vcpu.code_at_instruction_pointer())
+        except HypervisorCallError as error:
+            return (f"vCPU {self.index}: {error.message}",)
