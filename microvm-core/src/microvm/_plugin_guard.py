@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import attrs
 
 from microvm._discovery import DISABLE, PluginRecord
-from microvm.abc import HostedPlatform, ProbeReport, Provisioner, VirtioDevice
+from microvm.abc import HostedPlatform, Hypervisor, ProbeReport, Provisioner, VirtioDevice
 from microvm.errors import MicrovmError, PluginLoadError
 from microvm.plugins import BackendFactory, DeviceFactory, ProvisionerFactory
 
@@ -80,12 +80,16 @@ def call(record: PluginRecord, what: str, function: Callable[[], R]) -> R:
 
 
 def _create(
-    record: PluginRecord, kind: type[object], create: Callable[..., object], *options: object
+    record: PluginRecord,
+    kinds: tuple[type[object], ...],
+    create: Callable[..., object],
+    *options: object,
 ) -> Any:
     """A factory's `create` that raises typed errors only, and gives what it has to."""
     made = call(record, "its create", lambda: create(*options))
-    if not isinstance(made, kind):
-        raise load_error(record, f"its create gave {SHORT.repr(made)}, not a {kind.__name__}")
+    if not isinstance(made, kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise load_error(record, f"its create gave {SHORT.repr(made)}, not a {wanted}")
     return made
 
 
@@ -114,10 +118,10 @@ def guarded(factory: Factory, record: PluginRecord) -> Factory:
         case BackendFactory(create=create, probe=probe):
             return attrs.evolve(
                 factory,
-                create=partial(_create, record, HostedPlatform, create),
+                create=partial(_create, record, (HostedPlatform, Hypervisor), create),
                 probe=partial(_probe, record, probe),
             )
         case DeviceFactory(create=create):
-            return attrs.evolve(factory, create=partial(_create, record, VirtioDevice, create))
+            return attrs.evolve(factory, create=partial(_create, record, (VirtioDevice,), create))
         case ProvisionerFactory(create=create):
-            return attrs.evolve(factory, create=partial(_create, record, Provisioner, create))
+            return attrs.evolve(factory, create=partial(_create, record, (Provisioner,), create))
