@@ -1,0 +1,166 @@
+"""A VM with one guest of a few bytes, and a guard against guests that hang."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from microvm.arch.x86_64.registers import (
+    CR0_ET,
+    CR0_PE,
+    CR0_PG,
+    CR4_PAE,
+    EFER_LMA,
+    EFER_LME,
+    RFLAGS_RESERVED,
+    DescriptorTable,
+    RegisterValue,
+    Segment,
+)
+from microvm.exits import Interrupted, PioWrite
+from microvm.memory import GuestMemory
+from microvm.testing.hypervisor_contract.guests import CODE, MEMORY_BYTES, STACK
+
+if TYPE_CHECKING:
+    from microvm.abc import Hypervisor, Vcpu, Vm
+    from microvm.exits import VcpuExit
+
+BOUND_S: Final = 10.0
+"""A test whose guest has not come this far by then has failed."""
+
+_PML4, _PDPT, _PAGE_DIRECTORY = 0x9000, 0xA000, 0xB000
+_CODE_64: Final = 0x00AF_9B00_0000_FFFF
+_CODE_32: Final = 0x00CF_9B00_0000_FFFF
+_DATA: Final = 0x00CF_9300_0000_FFFF
+_TASK: Final = 0x008F_8B00_0000_FFFF
+
+
+class ContractMachine:
+    """A VM with 64 KiB of memory at 0, and vCPU 0 on the thread of the test."""
+
+    def __init__(self, vm: Vm, vcpu: Vcpu, memory: GuestMemory) -> None:
+        self.vm = vm
+        self.vcpu = vcpu
+        self.memory = memory
+        self.expired = False
+
+    def load(self, code: bytes, address: int = CODE) -> None:
+        """Put code into memory."""
+        self.memory.write(address, code)
+
+    # --- how vCPU 0 starts ---------------------------------------------------------------------
+
+    def enter_real_mode(self) -> None:
+        """At `CODE`, in 16-bit mode: where a reset leaves it but for the code segment."""
+        code = self.vcpu.registers()["cs"]
+        assert isinstance(code, Segment)
+        self._enter({"cs": attrs.evolve(code, selector=0, base=0)})
+
+    def enter_protected_mode(self) -> None:
+        """At `CODE`, in 32-bit mode without paging; segments are flat."""
+        self._enter({**_flat(_CODE_32), "cr0": CR0_PE | CR0_ET})
+
+    def enter_long_mode(self) -> None:
+        """At `CODE`, in 64-bit mode; the first 2 MiB are mapped to themselves."""
+        self.memory.write(_PML4, struct.pack("<Q", _PDPT | 3))
+        self.memory.write(_PDPT, struct.pack("<Q", _PAGE_DIRECTORY | 3))
+        self.memory.write(_PAGE_DIRECTORY, struct.pack("<Q", 0x83))
+        self._enter(
+            {
+                **_flat(_CODE_64),
+                "cr0": CR0_PE | CR0_ET | CR0_PG,
+                "cr3": _PML4,
+                "cr4": CR4_PAE,
+                "efer": EFER_LME | EFER_LMA,
+            }
+        )
+
+    def _enter(self, mode: dict[str, RegisterValue]) -> None:
+        start = {"rip": CODE, "rsp": STACK, "rflags": RFLAGS_RESERVED}
+        self.vcpu.set_registers({**mode, **start})
+
+    # --- running -------------------------------------------------------------------------------
+
+    def run_once(self) -> VcpuExit:
+        """Run, and return whatever came."""
+        exit_ = self.vcpu.run()
+        assert not self.expired, f"The guest has not got there within {BOUND_S:g} s: {exit_}."
+        return exit_
+
+    def run(self) -> VcpuExit:
+        """Run until something happened: an `Interrupted` may be for nothing at all."""
+        while isinstance(exit_ := self.run_once(), Interrupted):
+            pass
+        return exit_
+
+    def expect(self, *exits: VcpuExit) -> None:
+        """Run, and these come, in this order."""
+        for expected in exits:
+            assert self.run() == expected
+
+    def write_of(self, port: int) -> int:
+        """Run until the guest writes a byte to that port, and return it."""
+        exit_ = self.run()
+        assert isinstance(exit_, PioWrite), exit_
+        assert (exit_.port, exit_.size) == (port, 1)
+        return exit_.data[0]
+
+    def _expire(self) -> None:
+        self.expired = True
+        self.vcpu.kick()
+
+
+def _flat(code: int) -> dict[str, RegisterValue]:
+    data = Segment.from_descriptor(0x10, _DATA)
+    return {
+        **dict.fromkeys(("ds", "es", "fs", "gs", "ss"), data),
+        "cs": Segment.from_descriptor(0x08, code),
+        "tr": Segment.from_descriptor(0x18, _TASK),
+        "gdt": DescriptorTable(base=0, limit=0),
+        "idt": DescriptorTable(base=0, limit=0),
+    }
+
+
+@contextmanager
+def contract_machine(
+    hypervisor: Hypervisor, code: bytes, *, vcpu_count: int = 1
+) -> Iterator[ContractMachine]:
+    """A machine with `code` loaded, at its first instruction in real mode.
+
+    Leaving the block closes it; what else a test created must be closed by then.
+    """
+    memory = GuestMemory.anonymous(MEMORY_BYTES)
+    vm = hypervisor.create_vm(vcpu_count=vcpu_count)
+    try:
+        vm.map_memory(memory.regions[0])
+        vcpu = vm.create_vcpu(0)
+        machine = ContractMachine(vm, vcpu, memory)
+        guard = threading.Timer(BOUND_S, machine._expire)
+        try:
+            guard.start()
+            machine.load(code)
+            machine.enter_real_mode()
+            yield machine
+        finally:
+            guard.cancel()
+            guard.join()
+            vcpu.close()
+    finally:
+        vm.close()
+    memory.release()
+
+
+@contextmanager
+def meanwhile(action: Callable[[], object], *, after_s: float = 0.05) -> Iterator[None]:
+    """Do something on another thread a moment after the block has begun; joined at its end."""
+    thread = threading.Timer(after_s, action)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
