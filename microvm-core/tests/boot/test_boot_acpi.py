@@ -145,6 +145,12 @@ def test_the_serial_port_is_in_the_dsdt_if_it_is_on_the_board() -> None:
     assert b"COM1" not in Reader(SMALL).dsdt
 
 
+def test_the_clock_is_in_the_dsdt_without_an_interrupt() -> None:
+    device = b"RTC_\x08_HID\x0c\x41\xd0\x0b\x00\x08_UID\x00\x08_CRS"
+    resources = b"\x11\x0d\x0a\x0a\x47\x01\x70\x00\x70\x00\x01\x02\x79\0"
+    assert device + resources in Reader(SMALL).dsdt
+
+
 @boards
 def test_s5_names_the_sleep_type_that_the_register_takes(board: BoardDescription) -> None:
     assert Reader(board).dsdt.endswith(b"\x08\\_S5_\x12\x08\x04\x0a\x05\x0a\x05\0\0")

@@ -113,6 +113,7 @@ def madt(board: BoardDescription) -> bytes:
 def dsdt(board: BoardDescription) -> bytes:
     """Differentiated System Description Table (5.2.11.1): the devices, and the way to power off."""
     devices = [_virtio(index, slot) for index, slot in enumerate(board.virtio)]
+    devices.append(_clock())
     if board.has_com1:
         devices.append(_com1())
     sleep_type = aml.integer(layout.ACPI_S5_SLP_TYP)
@@ -144,6 +145,20 @@ def _com1() -> bytes:
         aml.named("_HID", aml.eisa_id("PNP0501")),
         aml.named("_UID", aml.integer(1)),
         aml.named("_CRS", resources),
+    )
+
+
+def _clock() -> bytes:
+    """PNP0B00: the clock in the CMOS RAM, without an interrupt.
+
+    Without the device Linux takes the clock to have interrupt 8, which a hardware-reduced machine
+    does not, and does without it.
+    """
+    return aml.device(
+        "RTC",
+        aml.named("_HID", aml.eisa_id("PNP0B00")),
+        aml.named("_UID", aml.integer(0)),
+        aml.named("_CRS", aml.resource_template(aml.io(layout.CMOS, 2))),
     )
 
 
