@@ -83,8 +83,8 @@ def command_script(
         f"$busybox env -i {shlex.join([*variables, *argv])} </dev/null",
         "code=$?",
         "$busybox sync",
-        f'printf "\\n{token} %d\\n" $code',
-        f'printf "\\n{token} %d\\n" $code >&2',
+        f'printf "\\000lab {token} %d\\n" $code',
+        f'printf "\\000lab {token} %d\\n" $code >&2',
         "$busybox sleep 60",
         "$busybox poweroff -f",
     ]

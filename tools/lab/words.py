@@ -2,7 +2,7 @@
 
 The command's stdout and stderr come over two virtio-serial ports. What lies behind a port has no
 end of its own, so the lab's init closes each stream with a mark that holds a random token, which
-no command can print by chance, and the exit code: ``\\n<token> 3\\n``.
+no command can print by chance, and the exit code: ``\\0lab <token> 3\\n``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class Words:
     """One stream, fed as it comes."""
 
     def __init__(self, token: str) -> None:
-        self._lead = f"\n{token} ".encode()
+        self._lead = f"\0lab {token} ".encode()
         self._mark = re.compile(re.escape(self._lead) + rb"([0-9]+)\n")
         self._held = b""
         self.exit_code: int | None = None
