@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from microvm_qemu import _host
+from microvm.memory import host_mem_mib
 from microvm_qemu._host import parse_counter_khz
 
 CLOUD = """\
@@ -34,4 +34,4 @@ def test_another_architectures_file_says_nothing() -> None:
 def test_the_hosts_memory_is_what_the_kernel_counts() -> None:
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     total_kib = next(int(line.split()[1]) for line in lines if line.startswith("MemTotal"))
-    assert abs(_host.mem_mib() - total_kib // 1024) <= 1
+    assert abs(host_mem_mib() - total_kib // 1024) <= 1

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import mmap
+import os
 import sys
 from collections.abc import Iterable
 
@@ -203,6 +204,11 @@ class GuestMemory:
         self._spans = ()
         for region in self._regions:
             region.view.release()
+
+
+def host_mem_mib() -> int:
+    """The host's memory, all of it."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
 def _anonymous(size: int) -> mmap.mmap:

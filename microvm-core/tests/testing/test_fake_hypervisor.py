@@ -91,7 +91,7 @@ def test_a_kick_between_a_read_and_the_next_run_loses_no_data() -> None:
     assert vcpu.run() == PioWrite(0xE9, 1, b"x")
 
 
-def test_a_script_that_ends_has_halted_and_one_that_is_not_there_has_not() -> None:
+def test_a_script_that_ends_has_halted_for_good_and_so_has_one_that_was_never_there() -> None:
     def ends(vcpu: FakeVcpu) -> Script:
         yield from ()
 
@@ -102,7 +102,7 @@ def test_a_script_that_ends_has_halted_and_one_that_is_not_there_has_not() -> No
         assert vcpu.run() == Interrupted()
         thread.join()
     assert boot.is_halted_for_good()
-    assert not other.is_halted_for_good()
+    assert other.is_halted_for_good()
 
 
 def test_an_interrupt_wakes_a_script_from_another_thread_and_a_kick_in_between_loses_none() -> None:

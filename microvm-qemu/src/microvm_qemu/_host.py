@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Final
@@ -11,11 +10,6 @@ CPUINFO: Final = Path("/proc/cpuinfo")
 CPUFREQ: Final = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 CPUINFO_BYTES: Final = 4096
 """One CPU's entry; there may be hundreds."""
-
-
-def mem_mib() -> int:
-    """The host's memory."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
 def counter_khz() -> int | None:

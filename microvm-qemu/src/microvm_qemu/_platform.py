@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from microvm._groups import only_error
 from microvm.abc import HostedPlatform, MachinePlan, RunningMachine
 from microvm.errors import BackendError, ConfigError
+from microvm.memory import host_mem_mib
 from microvm_qemu import _host
 from microvm_qemu._command import kernel_words, problems_with, qemu_arguments
 from microvm_qemu._launcher import dying_with_parent
@@ -100,7 +101,7 @@ class QemuPlatform(HostedPlatform):
             launched.cables.close()
 
     def _launch(self, plan: MachinePlan) -> _Launched:
-        problems = problems_with(plan, self._found.facts, host_mem_mib=_host.mem_mib())
+        problems = problems_with(plan, self._found.facts, host_mem_mib=host_mem_mib())
         if problems:
             raise ConfigError("QEMU can't run the machine as described:", problems=problems)
         with ExitStack() as undo:

@@ -77,7 +77,10 @@ class Vcpu(ABC):
 
     @abstractmethod
     def is_halted_for_good(self) -> bool:
-        """Whether the CPU has halted with interrupts disabled, so that only a reset wakes it."""
+        """Whether no interrupt can make the CPU go on, but a reset or another CPU alone.
+
+        It has halted with interrupts disabled, or was never started.
+        """
 
     def prepare_resume(self) -> None:
         """Called between a pause and the `run` after it: tell the guest's clock that time stood.

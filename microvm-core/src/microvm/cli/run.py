@@ -7,6 +7,7 @@ import gc
 import json
 import signal
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from microvm.cli import EXIT_OWN_FAILURE
@@ -103,7 +104,7 @@ def _run(args: argparse.Namespace, timeline: BootTimeline) -> int:
     if args.json:
         print(json.dumps(_report(machine, result, timeline)))
     if args.timing:
-        _print_timing(timeline)
+        _print_timing(timeline, machine.exit_counts)
     return result.returncode
 
 
@@ -155,7 +156,11 @@ def _failure(error: Any, timeline: BootTimeline) -> dict[str, Any]:
     }
 
 
-def _print_timing(timeline: BootTimeline) -> None:
+def _print_timing(timeline: BootTimeline, exit_counts: Mapping[str, int]) -> None:
     for phase, ms in timeline.phases.items():
         print(f"{phase:>10} {ms:9.1f} ms", file=sys.stderr)
     print(f"{'total':>10} {timeline.total_ms:9.1f} ms", file=sys.stderr)
+    if exit_counts:
+        print(f"{'exits':>10} {sum(exit_counts.values()):9}", file=sys.stderr)
+        for place, count in exit_counts.items():
+            print(f"{count:20}  {place}", file=sys.stderr)

@@ -142,7 +142,6 @@ class FakeVcpu(Vcpu):
             **dict.fromkeys(SEGMENT_REGISTERS, _EMPTY_SEGMENT),
             **dict.fromkeys(TABLE_REGISTERS, DescriptorTable(base=0, limit=0)),
         }
-        self._waits_for_start = script is None
         self._script = None if script is None else script(self)
         self._begun = False
         self._step: Step | None = None
@@ -234,7 +233,7 @@ class FakeVcpu(Vcpu):
 
     def is_halted_for_good(self) -> bool:
         self._check()
-        return self._script is None and not self._waits_for_start
+        return self._script is None
 
     def prepare_resume(self) -> None:
         self._check()

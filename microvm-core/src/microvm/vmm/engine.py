@@ -18,8 +18,9 @@ import attrs
 from microvm._loop_calls import LoopCalls
 from microvm.arch.x86_64 import layout
 from microvm.bus import Bus
+from microvm.config import ConfigProblem, MachineConfig
 from microvm.errors import BackendError, ConfigError, MicrovmError
-from microvm.memory import GuestMemory
+from microvm.memory import GuestMemory, host_mem_mib
 from microvm.vmm import board_x86_64 as board
 from microvm.vmm.console import GuestConsole
 from microvm.vmm.end import End, EndKind
@@ -32,6 +33,26 @@ if TYPE_CHECKING:
     from microvm.console_signs import Signs
     from microvm.plugins import BootProtocol
     from microvm.virtio.mmio import VirtioMmioTransport
+
+
+def _host_problems(config: MachineConfig, *, max_vcpu_count: int) -> list[ConfigProblem]:
+    problems: list[ConfigProblem] = []
+    if config.vcpu_count > max_vcpu_count:
+        problems.append(
+            ConfigProblem(
+                "vcpu_count",
+                f"the hypervisor allows {max_vcpu_count}, not {config.vcpu_count}.",
+            )
+        )
+    host_mib = host_mem_mib()
+    if config.mem_size_mib > host_mib:
+        problems.append(
+            ConfigProblem(
+                "mem_size_mib", f"the host has {host_mib} MiB of memory, not {config.mem_size_mib}."
+            )
+        )
+    return problems
+
 
 _Hook = Callable[[], None]
 
@@ -92,7 +113,10 @@ class Engine:
             ImageError: the kernel or initrd can't be used.
         """
         config = plan.config
-        problems = board.problems_with(plan)
+        problems = [
+            *board.problems_with(plan),
+            *_host_problems(config, max_vcpu_count=hypervisor.max_vcpu_count),
+        ]
         if problems:
             raise ConfigError("The machine can't be built as described:", problems=problems)
         with ExitStack() as undo:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from microvm._groups import only_error
 from microvm.abc import HostedPlatform, Hypervisor, MachinePlan, RunningMachine
-from microvm.errors import ConfigError, ImageError
+from microvm.boot.files import kernel_head
+from microvm.errors import ConfigError
 from microvm.vmm import board_x86_64 as board
 
 if TYPE_CHECKING:
     from microvm.config import MachineConfig
     from microvm.plugins import BootProtocol
     from microvm.vmm.engine import Engine
-
-HEAD_BYTES: Final = 4096
-"""What the `microvm_boot_protocol` hook sees of a kernel."""
 
 FindProtocol = Callable[[bytes, str], "BootProtocol | None"]
 
@@ -90,17 +87,7 @@ class HypervisorPlatform(HostedPlatform):
         return engine
 
     def _protocol_for(self, plan: MachinePlan) -> BootProtocol:
-        try:
-            descriptor = os.open(plan.kernel, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                head = os.pread(descriptor, HEAD_BYTES, 0)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise ImageError(
-                f"The kernel {plan.kernel} can't be read: {error.strerror}."
-            ) from error
-        protocol = self._find_protocol(head, self._hypervisor.arch)
+        protocol = self._find_protocol(kernel_head(plan.kernel), self._hypervisor.arch)
         if protocol is None:
             raise ConfigError(
                 f"Nothing here knows how to boot {plan.kernel} on {self._hypervisor.arch}.",
