@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 _CODE_BYTES: Final = 16
 _PAGE: Final = 0x1000
+_NOT_STARTED: Final = (kvm.KVM_MP_STATE_UNINITIALIZED, kvm.KVM_MP_STATE_INIT_RECEIVED)
 
 
 class KvmVcpu(Vcpu):
@@ -182,6 +183,8 @@ class KvmVcpu(Vcpu):
     def is_halted_for_good(self) -> bool:
         state = ffi.new("struct kvm_mp_state *")
         self._calls.ioctl(self._fd, ioctls.KVM_GET_MP_STATE, state)
+        if state.mp_state in _NOT_STARTED:
+            return True
         if state.mp_state != kvm.KVM_MP_STATE_HALTED:
             return False
         regs = ffi.new("struct kvm_regs *")

@@ -465,7 +465,7 @@ class HypervisorContract(ABC):
                 assert machine.write_of(PORT) == 0
             finally:
                 thread.join()
-            assert said == [Interrupted(), False, True, PioWrite(PORT, 1, b"\1")]
+            assert said == [Interrupted(), True, True, PioWrite(PORT, 1, b"\1")]
 
     # --- registers -------------------------------------------------------------------------------
 
