@@ -11,9 +11,12 @@ import re
 import shutil
 import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tools import matrix as matrix_sets
@@ -25,9 +28,12 @@ SOURCES = tuple(f"{name}/src" for name in DISTRIBUTIONS)
 TEST_TOOLS = ("pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100")
 PYTHONS = [nox.param(path, id=version) for version, path in pythons.found().items()]
 THIS_PYTHON = pythons.oldest()
+LAB_SMOKE = ("microvm", "run", "--backend", "kvm", "--timing", "--", "uname", "-a")
+if "microvm-kvm" not in DISTRIBUTIONS:
+    LAB_SMOKE = ("test", "-c", "/dev/kvm")
 
 nox.needs_version = ">=2024.10.9"
-nox.options.sessions = ["lint", "tests", "lowest", "matrix", "guest"]
+nox.options.sessions = ["lint", "tests", "lowest", "matrix", "guest", "lab_smoke"]
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 
@@ -108,7 +114,7 @@ def tests(session: nox.Session) -> None:
     system.require(session, system.RUN, system.TESTS)
     session.install(*TEST_TOOLS)
     _install_ours(session, *DISTRIBUTIONS)
-    _pytest(session, "-n", "2", "-m", "not linux_guest")
+    _pytest(session, "-n", "2", "-m", "not linux_guest and not lab")
 
 
 @nox.session(python=THIS_PYTHON)
@@ -117,7 +123,7 @@ def lowest(session: nox.Session) -> None:
     system.require(session, system.RUN, system.TESTS)
     session.install(*_lowest(), *TEST_TOOLS)
     _install_ours(session, *DISTRIBUTIONS)
-    _pytest(session, "-n", "2", "-m", "not linux_guest")
+    _pytest(session, "-n", "2", "-m", "not linux_guest and not lab")
 
 
 @nox.session(python=THIS_PYTHON)
@@ -139,7 +145,47 @@ def guest(session: nox.Session) -> None:
     session.install(*TEST_TOOLS)
     _install_ours(session, *DISTRIBUTIONS)
     session.run("microvm", "image", "build")
-    _pytest(session, "-m", "linux_guest")
+    _pytest(session, "-m", "linux_guest and not lab")
+
+
+@contextmanager
+def _skipped_without(session: nox.Session, what: str) -> Iterator[None]:
+    """A command of the block that fails skips the session, and says so."""
+    try:
+        yield
+    except CommandFailed:
+        session.skip(f"{what} can't be had here; what failed stands above")
+
+
+def _lab_ready(session: nox.Session) -> None:
+    """Set up what the lab and machines in it need."""
+    with _skipped_without(session, "the lab's packages"):
+        system.require(session, system.LAB, system.RUN, system.IMAGE)
+    _install_ours(session, *DISTRIBUTIONS)
+    with _skipped_without(session, "the lab's kernel"):
+        session.run("python", "tools/lab", "--fetch")
+    session.run("microvm", "image", "build")
+
+
+def _in_lab(session: nox.Session, *words: str, within_s: int) -> None:
+    """Run a command of this session's environment in the lab."""
+    session.run("python", "tools/lab", "--timing", "--within", str(within_s), "--", *words)
+
+
+@nox.session(python=THIS_PYTHON)
+def lab(session: nox.Session) -> None:
+    """What needs a KVM that boots Linux, in a machine that has one in software."""
+    _lab_ready(session)
+    session.install(*TEST_TOOLS)
+    words = ("python", "-m", "pytest", "-m", "lab", "tests/lab", *session.posargs)
+    _in_lab(session, *words, within_s=3600)
+
+
+@nox.session(python=THIS_PYTHON)
+def lab_smoke(session: nox.Session) -> None:
+    """One guest booted by our own VMM in the lab, and one command run in it."""
+    _lab_ready(session)
+    _in_lab(session, *LAB_SMOKE, within_s=300)
 
 
 @nox.session(python=THIS_PYTHON)

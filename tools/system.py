@@ -22,6 +22,8 @@ RUN = ("qemu-system-x86", "util-linux")
 """To run machines."""
 TESTS = ("gcc", "libc6-dev", "bzip2")
 """For the tests on the host: to compile the guest's agent, and to unpack each kind of archive."""
+LAB = ("qemu-system-x86", "busybox-static", "util-linux")
+"""To run the lab (tools/lab); its kernel is fetched by the lab itself, and not installed."""
 IMAGE = debian_packages()
 """To build the guest image: the kernel, the agent and the initramfs."""
 

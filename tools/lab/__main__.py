@@ -49,7 +49,10 @@ PROGRAMS = {
 
 def main() -> int:
     """Read the words, run, and say how it went."""
-    args = _parser().parse_args()
+    parser = _parser()
+    args = parser.parse_args()
+    if not args.command and not args.fetch:
+        parser.error("a command is wanted, behind --")
     # As Ctrl-C does it: blocks are left, and QEMU is gone before we are.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console(show=args.console)
@@ -71,6 +74,8 @@ def main() -> int:
 def _run(args: argparse.Namespace, console: Console) -> int:
     busybox = _requirements()
     kernel = lab_kernel(MODULES, Lines(sys.stderr), refresh=args.refresh)
+    if args.fetch:
+        return 0
     out = args.out and args.out.resolve()
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -127,7 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--console", action="store_true", help="show the lab's console on stderr")
     parser.add_argument("--timing", action="store_true", help="say how long the lab's boot took")
     parser.add_argument("--refresh", action="store_true", help="ask apt for a newer kernel")
-    parser.add_argument("command", nargs="+", metavar="COMMAND")
+    parser.add_argument("--fetch", action="store_true", help="fetch the kernel, and run nothing")
+    parser.add_argument("command", nargs="*", metavar="COMMAND")
     return parser
 
 
