@@ -36,6 +36,14 @@ CONFIG: Final = 0x100
 """Where the configuration space begins."""
 
 
+# ELF-64 Object File Format 1.5, "File header" and "Program header table". The code within is of 32
+# bits all the same: a PVH entry is.
+_ELF_HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
+_PROGRAM_HEADER: Final = struct.Struct("<IIQQQQQQ")
+_PT_LOAD: Final = 1
+_PT_NOTE: Final = 4
+
+
 class MicroGuest:
     """A program under construction, and data that is in memory when it starts."""
 
@@ -51,20 +59,20 @@ class MicroGuest:
         """The ELF image."""
         loads = [(LOAD_ADDRESS, bytes(self._code)), *self._data]
         note = struct.pack("<III4sI", 4, 4, 18, b"Xen\0", LOAD_ADDRESS)
-        segments = [(1, address, content) for address, content in loads] + [(4, 0, note)]
-        position = 52 + 32 * len(segments)
+        segments = [(_PT_LOAD, address, content) for address, content in loads]
+        segments.append((_PT_NOTE, 0, note))
+        position = _ELF_HEADER.size + _PROGRAM_HEADER.size * len(segments)
         headers, contents = b"", b""
         for kind, address, content in segments:
-            size = len(content)
-            headers += struct.pack(
-                "<8I", kind, position + len(contents), address, address, size, size, 7, 4
-            )
+            offset, size = position + len(contents), len(content)
+            headers += _PROGRAM_HEADER.pack(kind, 7, offset, address, address, size, size, 4)
             contents += content + bytes(-size % 4)
-        ident = b"\x7fELF\x01\x01\x01" + bytes(9)
-        header = struct.pack(
-            "<HHIIIIIHHHHHH", 2, 3, 1, LOAD_ADDRESS, 52, 0, 0, 52, 32, len(segments), 0, 0, 0
+        ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
+        header = _ELF_HEADER.pack(
+            *(ident, 2, 62, 1, LOAD_ADDRESS, _ELF_HEADER.size, 0, 0, _ELF_HEADER.size),
+            *(_PROGRAM_HEADER.size, len(segments), 0, 0, 0),
         )
-        return ident + header + headers + contents
+        return header + headers + contents
 
     # --- instructions --------------------------------------------------------------------------
 
