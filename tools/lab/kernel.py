@@ -1,7 +1,7 @@
-"""The lab's kernel, from Debian's `linux-image-amd64`, fetched once and kept.
+"""Debian's kernels, the lab's own and the one that guests in it boot: fetched once and kept.
 
-`<cache>/lab/images/<version>-<hash of the module list>/` holds `kernel` and, numbered in the
-order they are loaded, the modules. The cache, its lock and its work folder are those that the
+`<cache>/lab/images/<version>-<hash of the module list>/` holds `kernel`, the `vmlinuz` it came
+from and, numbered in the order they are loaded, the modules. The cache, its lock and its work folder are those that the
 guest image's builder uses: what can be seen there is complete.
 """
 
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
     from microvm_guest.image.progress import Progress
 
-META_PACKAGE = "linux-image-amd64"
+STOCK = "linux-image-amd64"
+CLOUD = "linux-image-cloud-amd64"
 KERNEL = "kernel"
+VMLINUZ = "vmlinuz"
 _DEPENDS = re.compile(r"Depends: (linux-image-\S+)")
 
 
@@ -37,6 +39,11 @@ class LabKernel:
     """A kernel in the cache."""
 
     path: Path
+
+    @property
+    def vmlinuz(self) -> Path:
+        """The kernel as its package has it."""
+        return self.path / VMLINUZ
 
     @property
     def kernel(self) -> Path:
@@ -49,7 +56,9 @@ class LabKernel:
         return {file.stem.partition("-")[2]: file.read_bytes() for file in files}
 
 
-def lab_kernel(wanted: Sequence[str], progress: Progress, *, refresh: bool = False) -> LabKernel:
+def lab_kernel(
+    wanted: Sequence[str], progress: Progress, *, meta_package: str = STOCK, refresh: bool = False
+) -> LabKernel:
     """The newest kernel in the cache with these modules; fetched if there is none, or on demand.
 
     Apt is asked no more than that: a lab does not get better with each security update.
@@ -58,13 +67,13 @@ def lab_kernel(wanted: Sequence[str], progress: Progress, *, refresh: bool = Fal
         ImageError: there is no such kernel and it can't be had, or the cache can't be used.
     """
     layout = CacheLayout(cache_layout().root / "lab")
-    suffix = hashlib.sha256(" ".join(wanted).encode()).hexdigest()[:8]
+    suffix = hashlib.sha256(" ".join([meta_package, *wanted]).encode()).hexdigest()[:8]
     if not refresh and (kept := _newest(layout, suffix)):
         return kept
     with open_cache(layout, lambda sentence: progress.update(sentence, 0, 0)) as cache:
         # Another may have made it while we waited.
         if refresh or not (kept := _newest(layout, suffix)):
-            kept = _make(cache, wanted, suffix, progress)
+            kept = _make(cache, meta_package, wanted, suffix, progress)
         return kept
 
 
@@ -73,8 +82,10 @@ def _newest(layout: CacheLayout, suffix: str) -> LabKernel | None:
     return LabKernel(path=kept[-1]) if kept else None
 
 
-def _make(cache: Cache, wanted: Sequence[str], suffix: str, progress: Progress) -> LabKernel:
-    package = _package()
+def _make(
+    cache: Cache, meta_package: str, wanted: Sequence[str], suffix: str, progress: Progress
+) -> LabKernel:
+    package = _package(meta_package)
     deb = fetch(cache, package, progress)
     place = cache.layout.image(f"{version_of(deb.name)}-{suffix}")
     if place.exists():
@@ -87,12 +98,12 @@ def _make(cache: Cache, wanted: Sequence[str], suffix: str, progress: Progress) 
     return LabKernel(path=place)
 
 
-def _package() -> str:
-    depends = output_of(["apt-cache", "depends", META_PACKAGE], what="asking apt for its kernel")
+def _package(meta_package: str) -> str:
+    depends = output_of(["apt-cache", "depends", meta_package], what="asking apt for its kernel")
     if found := _DEPENDS.search(depends):
         return found[1]
     raise SourceUnavailable(
-        f"apt knows no kernel package behind {META_PACKAGE}.",
+        f"apt knows no kernel package behind {meta_package}.",
         remedy="Refresh its lists as root: apt-get update. The lab wants Debian's stock kernel.",
     )
 
@@ -109,9 +120,10 @@ def _collect(tree: Path, finished: Path, wanted: Sequence[str]) -> None:
     except KeyError as error:
         raise BuildError(
             f"Debian's kernel {release.name} has no module {error}.",
-            remedy="MODULES in tools/lab/machine.py wants it.",
+            remedy="A list of modules in tools/lab wants it.",
         ) from error
     for number, (name, module) in enumerate(order.items()):
         (finished / f"{number:02}-{name}.ko").write_bytes(module)
     bzimage = next(tree.glob("boot/vmlinuz-*")).read_bytes()
+    (finished / VMLINUZ).write_bytes(bzimage)
     (finished / KERNEL).write_bytes(vmlinux(bzimage) or bzimage)
