@@ -60,7 +60,7 @@ def open_kvm(calls: Calls, path: str = DEVICE) -> int:
         BackendUnavailable: it is not there, not ours to use, or not what we need.
     """
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        fd = calls.open(path)
     except OSError as error:
         raise _cannot_open(path, error) from error
     try:

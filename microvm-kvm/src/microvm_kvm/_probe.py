@@ -14,6 +14,7 @@ from microvm.abc import ProbeReport
 from microvm.errors import BackendUnavailable, MicrovmError
 
 if TYPE_CHECKING:
+    from microvm.abc import Hypervisor
     from microvm_kvm._abi import Calls
     from microvm_kvm._trial import TrialResult
 
@@ -35,7 +36,12 @@ def probe(options: Mapping[str, Any]) -> ProbeReport:
 
 
 def examine(
-    system: str, machine: str, *, device: str = DEVICE, calls: Calls | None = None
+    system: str,
+    machine: str,
+    *,
+    device: str = DEVICE,
+    calls: Calls | None = None,
+    hypervisor: Hypervisor | None = None,
 ) -> ProbeReport:
     """The same, of any host.
 
@@ -43,7 +49,9 @@ def examine(
         system: As `sys.platform`.
         machine: As `platform.machine()`.
         device: Where its KVM is.
-        calls: Its kernel; None is ours, whose answer about guests is remembered.
+        calls: Its kernel; None is ours.
+        hypervisor: What to try guests on; None is KVM itself. What guests did on our own is
+            remembered.
     """
     if system != "linux" or machine not in ("x86_64", "AMD64"):
         return _unusable(
@@ -57,7 +65,10 @@ def examine(
 
     try:
         os.close(open_kvm(calls or KernelCalls(), device))
-        result, took_ms = _tried(device) if calls is None else _try(device, calls)
+        if hypervisor is None and calls is None:
+            result, took_ms = _tried(device)
+        else:
+            result, took_ms = _try(device, calls, hypervisor)
     except BackendUnavailable as error:
         return _unusable(error.message, error.remedy)
     except MicrovmError as error:
@@ -101,19 +112,22 @@ def _speed(mips: float) -> str:
     return f"about {mips:.1f} MIPS" if mips < 100 else "full speed"
 
 
-def _try(device: str, calls: Calls | None) -> tuple[TrialResult, float]:
+def _try(
+    device: str, calls: Calls | None, hypervisor: Hypervisor | None
+) -> tuple[TrialResult, float]:
     """What guests do here, and how many milliseconds it took to find out."""
     from microvm_kvm._kvm import KvmHypervisor
     from microvm_kvm._trial import try_guests
 
     start = time.perf_counter()
-    return try_guests(KvmHypervisor(calls, device)), (time.perf_counter() - start) * 1000
+    result = try_guests(hypervisor or KvmHypervisor(calls, device))
+    return result, (time.perf_counter() - start) * 1000
 
 
 @functools.lru_cache(maxsize=4)
 def _tried(device: str) -> tuple[TrialResult, float]:
     """What the host's CPU can do does not change. A failure to try it may: it is not kept."""
-    return _try(device, None)
+    return _try(device, None, None)
 
 
 def _unusable(

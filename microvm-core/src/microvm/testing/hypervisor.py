@@ -143,7 +143,6 @@ class FakeVcpu(Vcpu):
             **dict.fromkeys(TABLE_REGISTERS, DescriptorTable(base=0, limit=0)),
         }
         self._script = None if script is None else script(self)
-        self._begun = False
         self._step: Step | None = None
         """What the script does and has not finished."""
         self._reading = 0
@@ -193,15 +192,13 @@ class FakeVcpu(Vcpu):
         assert self._script is not None
         data, self._data = self._data, b""
         try:
-            step = self._script.send(data) if self._begun else next(self._script)
+            step = self._script.send(data) if data else next(self._script)
         except StopIteration:
             self._script = self._step = None
             return None
         except BaseException:
             self._script = self._step = None
             raise
-        finally:
-            self._begun = True
         self._step = step
         match step:
             case MmioRead(length=length):

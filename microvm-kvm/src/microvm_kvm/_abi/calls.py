@@ -9,6 +9,7 @@ cffi releases the GIL during a call and keeps errno as it was right after it.
 from __future__ import annotations
 
 import errno
+import os
 from typing import Any, Protocol
 
 from microvm.errors import HypervisorCallError
@@ -23,6 +24,13 @@ _KVM_RUN = ioctls.KVM_RUN
 
 class Calls(Protocol):
     """What this backend asks of the kernel. `KernelCalls` is the real one; tests have others."""
+
+    def open(self, path: str) -> int:
+        """Open a device for reading and writing; its descriptor is not inherited by programs.
+
+        Raises:
+            OSError: it can't be opened.
+        """
 
     def ioctl(self, fd: int, request: int, argument: Any = ...) -> int:
         """Make a request, and again while a signal interrupts it.
@@ -45,6 +53,9 @@ class Calls(Protocol):
 
 class KernelCalls:
     """The kernel itself."""
+
+    def open(self, path: str) -> int:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
     def ioctl(self, fd: int, request: int, argument: Any = 0) -> int:
         if isinstance(argument, int):
