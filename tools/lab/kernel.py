@@ -1,8 +1,8 @@
 """Debian's kernels, the lab's own and the one that guests in it boot: fetched once and kept.
 
 `<cache>/lab/images/<version>-<hash of the module list>/` holds `kernel`, the `vmlinuz` it came
-from and, numbered in the order they are loaded, the modules. The cache, its lock and its work folder are those that the
-guest image's builder uses: what can be seen there is complete.
+from and, numbered in the order they are loaded, the modules. The cache, its lock and its work
+folder are those that the guest image's builder uses: what can be seen there is complete.
 """
 
 from __future__ import annotations
