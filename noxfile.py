@@ -213,4 +213,4 @@ def bench(session: nox.Session) -> None:
     system.require(session, system.RUN, system.IMAGE)
     _install_ours(session, *DISTRIBUTIONS)
     session.run("microvm", "image", "build")
-    session.run("python", "tools/bench.py", *session.posargs)
+    session.run("python", "-m", "tools.bench", *session.posargs)
