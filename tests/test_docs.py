@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("microvm-*/README.md"), *ROOT.glob("docs/**/*.md")])
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
-OURS = {"microvm", "microvm_devices", "microvm_guest", "microvm_qemu"}
+OURS = {"microvm", "microvm_devices", "microvm_guest", "microvm_kvm", "microvm_qemu"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 
-DISTRIBUTIONS = ("microvm-core", "microvm-devices", "microvm-guest", "microvm-qemu")
+DISTRIBUTIONS = ("microvm-core", "microvm-devices", "microvm-guest", "microvm-kvm", "microvm-qemu")
 EXAMPLES = ("microvm-dice", "microvm-paper", "microvm-broken")
 """Folders of docs/examples."""
 
@@ -28,6 +28,7 @@ PROVIDES = {
     "microvm-core": (),
     "microvm-devices": ("device/vsock",),
     "microvm-guest": ("provisioner/agent",),
+    "microvm-kvm": ("backend/kvm",),
     "microvm-qemu": ("backend/qemu",),
     "microvm-dice": ("device/dice",),
     "microvm-paper": ("backend/paper",),
@@ -54,6 +55,7 @@ SETS = {
     "core": InstalledSet(("microvm-core",), ("microvm-core",)),
     "core+devices": InstalledSet(("microvm-devices",), ("microvm-core", "microvm-devices")),
     "core+guest": InstalledSet(("microvm-guest",), ("microvm-core", "microvm-guest")),
+    "core+kvm": InstalledSet(("microvm-kvm",), ("microvm-core", "microvm-kvm")),
     "core+qemu": InstalledSet(("microvm-qemu",), ("microvm-core", "microvm-qemu")),
     "all": InstalledSet(("microvm-core[all]",), DISTRIBUTIONS),
     "all+example": InstalledSet(
@@ -125,16 +127,34 @@ def check_a_first_run_says_what_to_do_next(wanted: InstalledSet) -> None:
     assert "Traceback" not in done.stderr, done.stderr
     faults = [line for line in done.stderr.splitlines() if "can't be used:" in line]
     assert all("microvm-broken" in line for line in faults), done.stderr
-    if "backend/qemu" not in wanted.components:
+    backends = sorted(
+        key for key in wanted.components & set(INSTALLS) if key.startswith("backend/")
+    )
+    if not backends:
         assert "pip install 'microvm-core[host]'" in done.stderr, done.stderr
         return
-    if not qemu_is_usable():
-        assert "qemu" in done.stderr, done.stderr
+    usable = [key for key in backends if is_usable(key.removeprefix("backend/"))]
+    if not usable:
+        assert all(key.removeprefix("backend/") + ": " in done.stderr for key in backends), done
         return
     for key, dist in INSTALLS.items():
-        assert (f"pip install {dist}" in done.stderr) == (key not in wanted.components), done.stderr
+        missing = key not in wanted.components and not key.startswith("backend/")
+        assert (f"pip install {dist}" in done.stderr) == missing, done.stderr
     if wanted.components >= set(INSTALLS):
         assert "microvm image build" in done.stderr, done.stderr
+
+
+def check_kvm_says_what_it_is_good_for(wanted: InstalledSet) -> None:
+    """Where it is not usable and nothing else is there, `run` gives its reason and a remedy."""
+    checks = json.loads(microvm("doctor", "--no-boot", "--json").stdout)["checks"]
+    (kvm,) = [check for check in checks if check["name"] == "backend kvm"]
+    reason = kvm["finding"].splitlines()[0]
+    if not is_usable("kvm"):
+        assert kvm["remedy"], kvm
+        if "backend/qemu" not in wanted.components:
+            done = microvm("run", "--", "true")
+            assert f"kvm: {without_speed(reason)}" in without_speed(done.stderr), done.stderr
+            assert kvm["remedy"] in done.stderr, done.stderr
 
 
 def check_the_broken_plugin_costs_one_warning_and_nothing_else(wanted: InstalledSet) -> None:
@@ -190,6 +210,7 @@ CHECKS: tuple[tuple[str | None, Callable[[InstalledSet], None]], ...] = (
     (None, check_each_component_is_found_and_loads_but_the_broken_one),
     (None, check_what_is_missing_is_named_with_the_pip_install_that_brings_it),
     (None, check_a_first_run_says_what_to_do_next),
+    ("backend/kvm", check_kvm_says_what_it_is_good_for),
     ("device/broken", check_the_broken_plugin_costs_one_warning_and_nothing_else),
     ("backend/paper", check_the_examples_work_like_our_own),
 )
@@ -215,11 +236,16 @@ def microvm(*words: str, **environment: str) -> subprocess.CompletedProcess[str]
         shutil.rmtree(cache, ignore_errors=True)
 
 
-def qemu_is_usable() -> bool:
+def without_speed(text: str) -> str:
+    """A probe measures it anew in each process."""
+    return re.sub(r"[\d.]+ MIPS", "MIPS", text)
+
+
+def is_usable(backend: str) -> bool:
     from microvm.plugins import installed_plugins
 
     empty: Mapping[str, object] = {}
-    return installed_plugins().load_backend("qemu").probe(empty).usable
+    return installed_plugins().load_backend(backend).probe(empty).usable
 
 
 def main(name: str) -> int:

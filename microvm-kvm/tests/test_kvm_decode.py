@@ -1,6 +1,8 @@
 """kvm_run to exits, as a table. On any system."""
 
+import mmap
 import struct
+from collections.abc import Iterator
 
 import pytest
 
@@ -18,7 +20,7 @@ from microvm.exits import (
     UnknownExit,
     VcpuExit,
 )
-from microvm_kvm._decode import decode, read_buffer
+from microvm_kvm._decode import Decoder, answer_read, decode
 
 SIZE = 3 * 4096
 DATA_AT = 4096
@@ -133,5 +135,65 @@ def test_data_that_was_written_is_a_copy() -> None:
 )
 def test_a_read_is_answered_where_the_kernel_looks(run: memoryview, length: int, at: int) -> None:
     answer = bytes(range(1, 1 + length))
-    read_buffer(run, length)[:] = answer
+    answer_read(run, answer)
     assert run[at : at + length] == answer
+    assert run[at + length] == 0
+
+
+# --- the decoder that remembers ------------------------------------------------------------------
+
+
+@pytest.fixture
+def mapping() -> Iterator[mmap.mmap]:
+    with mmap.mmap(-1, SIZE) as mapping:
+        yield mapping
+
+
+def test_exits_are_the_same_whether_they_were_seen_before_or_not(mapping: mmap.mmap) -> None:
+    decoder = Decoder(mapping)
+    for _ in range(3):
+        for run, expected in TABLE:
+            mapping[:] = bytes(run)
+            assert decode(mapping) == expected
+            assert decoder() == expected
+
+
+def test_a_port_write_is_told_by_its_data_which_lies_elsewhere(mapping: mmap.mmap) -> None:
+    decoder = Decoder(mapping)
+    for value in (*range(300), *range(300)):
+        data = value.to_bytes(2, "little")
+        mapping[:] = bytes(io(1, 2, 0xE9, 1, data))
+        assert decoder() == PioWrite(0xE9, 2, data)
+
+
+def test_strings_are_told_by_all_of_their_data(mapping: mmap.mmap) -> None:
+    decoder = Decoder(mapping)
+    for last in b"xyx":
+        data = b"abc" + bytes([last])
+        mapping[:] = bytes(io(1, 1, 0xE9, 4, data))
+        assert decoder() == PioWrite(0xE9, 1, data)
+
+
+def test_every_bit_that_an_exit_is_made_of_tells_it_from_another(mapping: mmap.mmap) -> None:
+    decoder = Decoder(mapping)
+    base = bytearray(mmio(0xD000_0000, b"ABCDEFGH", 8, 1))
+    for offset in range(8, 53):
+        for bit in range(8):
+            mapping[:] = bytes(base)
+            decoder()
+            flipped = bytearray(base)
+            flipped[offset] ^= 1 << bit
+            mapping[:] = bytes(flipped)
+            assert decoder() == decode(mapping)
+
+
+def test_what_is_remembered_is_bounded_whatever_the_guest_does(mapping: mmap.mmap) -> None:
+    decoder = Decoder(mapping)
+    for value in range(3 * Decoder.MAX_SEEN):
+        mapping[:64] = bytes(mmio(value, bytes(8), 8, 1))[:64]
+        assert decoder() == MmioWrite(value, bytes(8))
+        mapping[:4100] = bytes(io(1, 4, 0xE9, 1, value.to_bytes(4, "little")))[:4100]
+        assert decoder() == PioWrite(0xE9, 4, value.to_bytes(4, "little"))
+    held = list(decoder._seen.values())
+    assert len(held) <= Decoder.MAX_SEEN
+    assert all(len(seen.by_data) <= 256 for seen in held if hasattr(seen, "by_data"))

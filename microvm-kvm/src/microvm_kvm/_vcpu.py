@@ -42,7 +42,7 @@ from microvm.exits import MmioRead, PioRead
 from microvm_kvm import _registers
 from microvm_kvm._abi import constants as kvm
 from microvm_kvm._abi import ffi, ioctls, pointer_to
-from microvm_kvm._decode import INTERRUPTED, decode, read_buffer
+from microvm_kvm._decode import INTERRUPTED, Decoder, answer_read
 from microvm_kvm._x86_64 import set_up_vcpu
 
 if TYPE_CHECKING:
@@ -92,12 +92,11 @@ class KvmVcpu(Vcpu):
             self._fd = calls.ioctl(vm, ioctls.KVM_CREATE_VCPU, index)
             undo.callback(os.close, self._fd)
             try:
-                mapping = mmap.mmap(self._fd, facts.mmap_size)
+                self._run = mmap.mmap(self._fd, facts.mmap_size)
             except OSError as error:
                 raise HypervisorCallError("mmap of kvm_run", error.errno or 0) from error
-            undo.callback(mapping.close)
-            self._run = memoryview(mapping)
-            undo.callback(self._run.release)
+            undo.callback(self._run.close)
+            self._decode = Decoder(self._run)
             set_up_vcpu(calls, self._fd, facts, index=index, count=count)
             self._thread = threading.get_ident()
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGRTMIN})
@@ -111,7 +110,7 @@ class KvmVcpu(Vcpu):
         number = self._calls.run(self._fd)
         if number:
             return self._stopped_short(number)
-        exit_ = self._last = decode(self._run)
+        exit_ = self._last = self._decode()
         return exit_
 
     def _stopped_short(self, number: int) -> VcpuExit:
@@ -133,7 +132,7 @@ class KvmVcpu(Vcpu):
                 raise ValueError("The last exit was no read, or has been completed.")
         if len(data) != wanted:
             raise ValueError(f"{len(data)} bytes for a read of {wanted}.")
-        read_buffer(self._run, wanted)[:] = data
+        answer_read(self._run, data)
         self._last = None
 
     # --- kicks ---------------------------------------------------------------------------------
