@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import attrs
 import trio
@@ -24,7 +24,12 @@ from microvm.errors import QueueError
 from microvm.memory import GuestMemory
 from microvm.testing.mmio_driver import MmioDriver
 from microvm.testing.queue_driver import FakeIrqLine, GuestHeap, QueueDriver
+from microvm.virtio.chain import ChainReader, ChainWriter
 from microvm.virtio.mmio import VirtioMmioTransport
+
+if TYPE_CHECKING:
+    from microvm.virtio.chain import DescriptorChain
+    from microvm.virtio.queue import VirtQueue
 
 MEMORY_BYTES = 1 << 20
 QUEUE_SIZE = 16
@@ -109,15 +114,25 @@ class UpperDevice(VirtioDevice):
             await trio.sleep(0.001)
 
     async def _serve(self, active: ActiveQueue) -> None:
+        queue = active.queue
         while True:
             await active.doorbell.wait()
-            for chain in active.queue.pop_all():
-                if not chain.writable:
-                    raise QueueError("There is no room for an answer.")
-                question = b"".join(map(bytes, chain.readable))
-                chain.writable[0][: len(question)] = question.upper()
-                active.queue.add_used(chain.head, len(question))
-            active.notify()
+            busy = True
+            while busy:
+                queue.disable_notification()
+                for chain in queue.pop_all():
+                    self._answer(queue, chain)
+                active.notify()
+                await trio.lowlevel.checkpoint()
+                busy = queue.enable_notification()
+
+    def _answer(self, queue: VirtQueue, chain: DescriptorChain) -> None:
+        reader, writer = ChainReader(chain), ChainWriter(chain)
+        question = reader.read(reader.remaining)
+        if len(question) > writer.remaining:
+            raise QueueError("There is no room for an answer.")
+        writer.write(question.upper())
+        queue.add_used(chain.head, writer.written)
 
 
 @attrs.frozen(kw_only=True)

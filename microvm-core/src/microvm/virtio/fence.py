@@ -10,16 +10,40 @@ descriptor is loaded after the index that announced it; only a load may pass an 
 CPython compiles nothing together across two bytecodes, so the compiler has no say.
 
 A fence out of plain Python: taking an uncontended `threading.Lock` is an atomic
-compare-and-exchange in every CPython (`sem_trywait` on a POSIX semaphore, `PyMutex` in later
-ones), that is, an instruction with a LOCK prefix, which drains the store buffer (Intel SDM volume
-3A, 9.2.3.9). A lock that is made for the purpose and dropped is never contended, in no thread,
-and also where a fence interrupts a fence (signal handlers, finalizers, trace functions), which
-with a lock that lives would wait for itself. Measured: 0.11 us, once a batch.
+compare-and-exchange, that is, an instruction with a LOCK prefix, which drains the store buffer
+(Intel SDM volume 3A, 9.2.3.9). Which one it is:
 
-Elsewhere this is *not* proven: on 64-bit Arm the same lock is an acquire and a release, which
-together let a store sink and a load rise until they have passed each other, and the orders named
-above would need barriers of their own. There a C helper must take this function's place; it
-comes with the backend that runs on such hosts (`microvm-kvm`).
+* CPython 3.11, 3.12 and 3.13.0 on Linux call `sem_trywait` first (seen in 3.11.7, 3.12.1 and
+  3.13.0, disassembled), and that is ``lock cmpxchg``, whether or not there are other threads
+  (glibc 2.36, disassembled; musl's source says the same);
+* from 3.13.1 on a lock is a `PyMutex` (python/cpython#152798), whose fast path is a sequentially
+  consistent compare-and-exchange: the same instruction;
+* not so a lock made of a `pthread_mutex_t`, CPython's way where it finds no POSIX semaphores
+  (``sys.thread_info.lock == "mutex+cond"``): glibc's omits the locked instruction while a process
+  has one thread. No build for Linux is like that; `test_fence.py` would tell.
+
+A lock that is made for the purpose and dropped is never contended, in no thread, and also where a
+fence interrupts a fence (signal handlers, finalizers, trace functions), which with a lock that
+lives would wait for itself. Measured: 0.11 us, once a batch. And what it is for can be seen:
+of 65 534 rounds in which two CPUs each store a word and then load the other's, both miss the
+other's store in about 100 if only bytecode stands between, and in none with the fence
+(`test_fence.py`).
+
+On 64-bit Arm this is *not* enough, and not only here. The lock is an acquire (and, as it is
+dropped, at best a release), which together let a store sink and a load rise until they have
+passed each other; it would have to be a full barrier (``dmb ish``). And two more orders, free under
+TSO, want a barrier of their own (names as in `microvm.virtio.queue`):
+
+* in `_look`, between the load of the driver's index and the loads of ring and descriptors
+  (``dmb ishld``);
+* in `add_used`, between the element, with the buffers' bytes, and the index (``dmb ishst``);
+* here, a full one (``dmb ish``).
+
+Python's standard library has no function that is documented to do any of these. A candidate that
+needs no compiler: *release and then acquire* a semaphore; a store-release and a later
+load-acquire keep their order (Arm ARM, B2.3, barrier-ordered-before), and everything before the
+one and behind the other with them. It was tried on no such machine, so it is not here: a backend
+that runs on one (KVM or HVF on Arm) brings it with a run of `test_fence.py` there, or a C helper.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ the driver while it works::
                 queue.add_used(chain.head, serve(chain))
             if queue.needs_notification():
                 irq.trigger()
+            await trio.lowlevel.checkpoint()  # a driver may offer without end
             busy = queue.enable_notification()
 """
 
