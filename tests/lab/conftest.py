@@ -4,6 +4,7 @@
 """
 
 import functools
+import importlib
 import os
 from pathlib import Path
 
@@ -13,15 +14,24 @@ HERE = Path(__file__).parent
 
 
 @functools.cache
-def kvm_boots_linux() -> bool:
-    """Whether we are in the lab, or on a host whose KVM the backend's probe finds fit for Linux.
+def why_not() -> str | None:
+    """Why the KVM here boots no Linux; None where it does.
 
     In the lab there is no asking: a probe that says no there is a failure to be seen.
     """
     if os.environ.get("MICROVM_LAB"):
-        return True
-    plugin = pytest.importorskip("microvm_kvm.plugin", exc_type=ImportError)
-    return bool(plugin.probe({}).usable)
+        return None
+    try:
+        plugin = importlib.import_module("microvm_kvm.plugin")
+    except ImportError:
+        return "microvm-kvm is not installed"
+    report = plugin.probe({})
+    return None if report.usable else report.reason
+
+
+def kvm_boots_linux() -> bool:
+    """Whether we are in the lab, or on a host whose KVM the backend's probe finds fit for Linux."""
+    return why_not() is None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,4 +44,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip where there is no such KVM; asked only once a test is about to run."""
     if not kvm_boots_linux():
-        pytest.skip("run by nox -s lab: the KVM here boots no Linux")
+        pytest.skip(f"run by nox -s lab: {why_not()}")
