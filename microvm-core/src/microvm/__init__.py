@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         BootSource,
         ConfigProblem,
         DeviceConfig,
+        Isolation,
         MachineConfig,
         VsockConfig,
     )
@@ -62,6 +63,7 @@ _HOMES = {
     "GuestProcess": "abc",
     "GuestRefused": "errors",
     "ImageError": "errors",
+    "Isolation": "config",
     "Machine": "_machine",
     "MachineConfig": "config",
     "MachineOutcome": "outcome",
@@ -93,6 +95,7 @@ __all__ = [
     "GuestProcess",
     "GuestRefused",
     "ImageError",
+    "Isolation",
     "Machine",
     "MachineConfig",
     "MachineOutcome",

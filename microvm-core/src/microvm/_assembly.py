@@ -23,7 +23,13 @@ from microvm.abc import (
     ProbeReport,
 )
 from microvm.boot.files import check_boot_file
-from microvm.config import MAX_CMDLINE_BYTES, BootSource, ConfigProblem, MachineConfig
+from microvm.config import (
+    MAX_CMDLINE_BYTES,
+    BootSource,
+    ConfigProblem,
+    Isolation,
+    MachineConfig,
+)
 from microvm.errors import BackendUnavailable, ConfigError, MicrovmError
 
 if TYPE_CHECKING:
@@ -47,6 +53,8 @@ class BackendChoice:
     name: str
     reason: str
     report: ProbeReport
+    passed_over: tuple[ProbeReport, ...] = ()
+    """Backends that are installed and can't run here."""
 
 
 @attrs.frozen(kw_only=True)
@@ -121,6 +129,9 @@ def assemble(config: MachineConfig, plugins: PluginManager, timeline: BootTimeli
     problems.add(_capability_problems(config, factory))
     platform = problems.attempt("backend_options", lambda: _platform(factory, config, plugins))
     devices = _make_devices(config, factory, plugins, problems)
+    isolated = config.isolation is Isolation.PROCESS
+    if isolated:
+        problems.add(_isolation_problems(config, choice, plugins))
     provisioners = _make_provisioners(config, plugins, problems)
     timeline.mark("plugins")
     boot = _boot_source(config, provisioners, problems)
@@ -137,15 +148,67 @@ def assemble(config: MachineConfig, plugins: PluginManager, timeline: BootTimeli
         devices=devices,
         timeline=timeline,
     )
-    channels = next((d.device for d in devices if isinstance(d.device, GuestChannels)), None)
     timeline.mark("image")
-    return Assembly(
+    assembly = Assembly(
         backend=choice,
         capabilities=factory.capabilities,
         platform=platform,
         plan=plan,
         provisioners=provisioners,
-        channels=channels,
+        channels=_channels_of(devices),
+    )
+    return _in_worker(assembly) if isolated else assembly
+
+
+def make_again(
+    backend: str, config: MachineConfig, plugins: PluginManager
+) -> tuple[HostedPlatform, tuple[AttachedDevice, ...], GuestChannels | None]:
+    """What `assemble` made of a configuration that it found good, in another process.
+
+    Returns:
+        The platform, the devices, and the device that carries streams, if there is one.
+
+    Raises:
+        MicrovmError: as `assemble`; the two processes see different plugins, or a different host.
+    """
+    factory = plugins.load_backend(backend)
+    problems = _Problems()
+    platform = problems.attempt("backend_options", lambda: _platform(factory, config, plugins))
+    devices = _make_devices(config, factory, plugins, problems)
+    problems.raise_any()
+    assert platform is not None
+    return platform, devices, _channels_of(devices)
+
+
+def _channels_of(devices: tuple[AttachedDevice, ...]) -> GuestChannels | None:
+    return next((d.device for d in devices if isinstance(d.device, GuestChannels)), None)
+
+
+def _isolation_problems(
+    config: MachineConfig, choice: BackendChoice, plugins: PluginManager
+) -> list[ConfigProblem]:
+    from microvm.worker.checks import isolation_problems
+
+    return isolation_problems(config, choice.name, plugins)
+
+
+def _in_worker(assembly: Assembly) -> Assembly:
+    """The same machine, to be made again in a worker process; what was made here was a trial."""
+    from microvm.worker.channels import WorkerChannels
+    from microvm.worker.platform import WorkerPlatform
+
+    choice, channels = assembly.backend, WorkerChannels()
+    reason = f"{choice.reason}; in a worker process, as isolation asks"
+    log.info("backend %s: in a worker process", choice.name)
+    has_channels = (
+        assembly.channels is not None or Capability.OWN_CHANNELS in assembly.capabilities
+    )
+    return attrs.evolve(
+        assembly,
+        backend=attrs.evolve(choice, reason=reason),
+        platform=WorkerPlatform(choice.name, channels),
+        plan=attrs.evolve(assembly.plan, devices=()),
+        channels=channels if has_channels else None,
     )
 
 
@@ -177,11 +240,10 @@ def choose_backend(
             )
         factory = factories[name]
         report = next(r for r in reports if r.backend == name)
-        passed_over = "; ".join(
-            f"{r.backend} not usable: {r.reason}" for r in reports if not r.usable
-        )
-        reason = report.reason + (f" ({passed_over})" if passed_over else "")
-        choice = BackendChoice(name=name, reason=reason, report=report)
+        passed_over = tuple(r for r in reports if not r.usable)
+        others = "; ".join(f"{r.backend} not usable: {r.reason}" for r in passed_over)
+        reason = report.reason + (f" ({others})" if others else "")
+        choice = BackendChoice(name=name, reason=reason, report=report, passed_over=passed_over)
     log.info("backend %s: %s", choice.name, choice.reason)
     return factory, choice
 

@@ -7,6 +7,7 @@ checked before boot and reported as `ConfigProblem`s, all at once.
 
 from __future__ import annotations
 
+import enum
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,6 +29,15 @@ MIN_GUEST_CID = 3
 MAX_GUEST_CID = 0xFFFF_FFFE
 MAX_CMDLINE_BYTES = 2047
 """COMMAND_LINE_SIZE on x86_64 is 2048 including the NUL byte."""
+
+
+class Isolation(enum.StrEnum):
+    """Where a machine's devices and its virtual CPUs' exits are served."""
+
+    INLINE = "inline"
+    """In the process that uses the machine, on its trio thread."""
+    PROCESS = "process"
+    """In a worker process of the machine's own."""
 
 
 @attrs.frozen
@@ -58,6 +68,12 @@ def _tuple(value: Iterable[Any]) -> Any:
     """A text is left as it is, for the checks to refuse: its letters are no list of names."""
     given: object = value
     return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else given
+
+
+def _isolation(value: str) -> Any:
+    """What names none is left as it is, for the checks to refuse."""
+    given: object = value
+    return Isolation(given) if isinstance(given, str) and given in set(Isolation) else given
 
 
 class _Checks:
@@ -177,6 +193,8 @@ class MachineConfig:
     backend_options: Mapping[str, Any] = attrs.field(
         factory=dict, converter=_frozen_mapping, hash=False
     )
+    isolation: Isolation = attrs.field(default=Isolation.INLINE, converter=_isolation)
+    """Also by its value, ``"inline"`` or ``"process"``."""
     ready_within_s: float = 60.0
     """Bound on the time from start to the agent's hello; past it `GuestNotReady` is raised."""
 
@@ -194,6 +212,11 @@ class MachineConfig:
         named = isinstance(self.backend, str) and self.backend != ""
         checks.require(self.backend is None or named, "backend", "must be a name or None.")
         checks.kind(self.backend_options, "backend_options", Mapping)
+        checks.require(
+            isinstance(self.isolation, Isolation),
+            "isolation",
+            f"must be one of {', '.join(Isolation)}, not {self.isolation!r}.",
+        )
         ready: object = self.ready_within_s
         checks.require(
             isinstance(ready, (int, float)) and ready > 0,

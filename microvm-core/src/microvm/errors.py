@@ -125,6 +125,12 @@ class BackendCrashed(BackendError):
     code = "backend.crashed"
 
 
+class WorkerProtocolError(BackendCrashed):
+    """A machine's worker process sent what is not in the protocol, and was ended for it."""
+
+    code = "backend.crashed.protocol"
+
+
 class BootError(MicrovmError):
     """The machine could not be brought to the point where its guest answers."""
 

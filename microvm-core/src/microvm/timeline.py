@@ -23,9 +23,17 @@ class BootTimeline:
         self._start = self._last = clock() if started_ns is None else started_ns
         self._phases: dict[str, float] = {}
 
-    def mark(self, phase: str) -> None:
-        """End `phase`, which began where the phase before it ended."""
+    def mark(self, phase: str, *, at_ns: int | None = None) -> None:
+        """End `phase`, which began where the phase before it ended.
+
+        Args:
+            phase: Its name.
+            at_ns: When it ended, on the timeline's clock, if not now; a time before the last
+                phase's end, or after now, counts as that.
+        """
         now = self._clock()
+        if at_ns is not None:
+            now = max(self._last, min(at_ns, now))
         self._phases[phase] = self._phases.get(phase, 0.0) + (now - self._last) / 1e6
         self._last = now
 

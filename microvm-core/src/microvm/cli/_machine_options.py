@@ -24,6 +24,12 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         help="let other processes reach guest ports through this AF_UNIX socket",
     )
     group.add_argument(
+        "--isolation",
+        choices=("inline", "process"),
+        default="inline",
+        help="serve the machine in this process, or in a worker process (default: inline)",
+    )
+    group.add_argument(
         "--ready-within",
         type=float,
         default=60.0,
@@ -53,5 +59,6 @@ def machine_config(args: argparse.Namespace) -> MachineConfig:
         cmdline=args.cmdline,
         backend=args.backend,
         vsock=VsockConfig(uds_path=args.vsock_uds),
+        isolation=args.isolation,
         ready_within_s=args.ready_within,
     )
