@@ -13,7 +13,30 @@ from microvm.testing.census import Census
 
 HERE = Path(__file__).parent
 
+BACKEND = "kvm" if os.environ.get("MICROVM_LAB") else "qemu"
+"""What the machines of these tests run on: in the lab on our own VMM, elsewhere under QEMU."""
+SLOWER = 10 if os.environ.get("MICROVM_LAB") else 1
+"""By how much more is to be waited: the lab's CPU is one in software."""
+
 Cli = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, with the reason, what is about a QEMU process where there is none."""
+    if item.get_closest_marker("qemu") and BACKEND != "qemu":
+        pytest.skip("about QEMU's process; the machines here have none")
+
+
+@pytest.fixture(scope="session")
+def backend() -> str:
+    """The backend that is chosen here when none is named."""
+    return BACKEND
+
+
+@pytest.fixture(scope="session")
+def slower() -> int:
+    """A factor for bounds on time."""
+    return SLOWER
 
 
 @pytest.fixture
@@ -25,7 +48,7 @@ def cli() -> Cli:
             [sys.executable, "-m", "microvm", *words],
             input=stdin,
             capture_output=True,
-            timeout=120,
+            timeout=120 * SLOWER,
             check=False,
             env={**os.environ, **env},
         )

@@ -33,7 +33,7 @@ def shell(line: str) -> "subprocess.CompletedProcess[bytes]":
         ["bash", "-c", f"set -o pipefail; {line}"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=120,
+        timeout=600,
         check=False,
         env={**os.environ, "microvm": f"{sys.executable} -m microvm"},
     )

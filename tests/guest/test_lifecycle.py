@@ -28,14 +28,15 @@ async def test_100_machines_one_after_another_leave_nothing() -> None:
 
 
 async def test_cancelling_the_scope_around_a_machine_ends_it(leaves_nothing: None) -> None:
-    with trio.move_on_after(60) as scope:
+    with trio.move_on_after(600) as scope:
         async with Machine() as machine:
             await machine.wait_ready()
-            (qemu,) = qemu_children()
+            qemus = qemu_children()
             scope.cancel()
             await trio.sleep_forever()
-    with pytest.raises(ProcessLookupError):
-        os.kill(qemu, 0)
+    for qemu in qemus:
+        with pytest.raises(ProcessLookupError):
+            os.kill(qemu, 0)
 
 
 async def test_the_bodys_own_error_comes_out_as_it_is(leaves_nothing: None) -> None:
@@ -45,6 +46,7 @@ async def test_the_bodys_own_error_comes_out_as_it_is(leaves_nothing: None) -> N
             raise ZeroDivisionError
 
 
+@pytest.mark.qemu
 async def test_qemu_killed_in_mid_command_is_told_with_the_console(leaves_nothing: None) -> None:
     async with Machine() as machine:
         await machine.wait_ready()

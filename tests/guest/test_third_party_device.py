@@ -11,6 +11,7 @@ import trio
 
 import microvm_devices.vsock.plugin
 import microvm_guest.plugin
+import microvm_kvm.plugin
 import microvm_qemu.plugin
 from microvm import ConfigError, DeviceConfig, GuestError, Machine, MachineConfig
 from microvm.abc import Activation, VirtioDevice
@@ -22,6 +23,7 @@ pytestmark = [pytest.mark.linux_guest, pytest.mark.usefixtures("leaves_nothing")
 
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/microvm-dice/src"
 OURS = {
+    "backend/kvm": microvm_kvm.plugin,
     "backend/qemu": microvm_qemu.plugin,
     "device/vsock": microvm_devices.vsock.plugin,
     "provisioner/agent": microvm_guest.plugin,
@@ -46,7 +48,7 @@ def dice(monkeypatch: pytest.MonkeyPatch) -> PluginManager:
 
 
 def machine_with(*devices: DeviceConfig) -> MachineConfig:
-    return MachineConfig(backend="qemu", mem_size_mib=64, devices=devices)
+    return MachineConfig(mem_size_mib=64, devices=devices)
 
 
 DICE = DeviceConfig(name="dice", options={"seed": SEED})
@@ -91,6 +93,7 @@ async def test_every_wrong_option_is_told_before_anything_starts(dice: PluginMan
     }
 
 
+@pytest.mark.qemu
 async def test_a_device_of_a_type_that_qemu_can_not_attach_is_refused_before_anything_starts() -> (
     None
 ):

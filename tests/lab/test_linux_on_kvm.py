@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -125,7 +124,7 @@ async def test_a_kernel_with_acpi_powers_off_by_it() -> None:
 async def test_a_guest_is_paused_and_its_clock_told() -> None:
     async with Machine(on_kvm(vcpu_count=2)) as machine:
         guest = await machine.wait_ready()
-        stream_of_ticks = "i=0; while [ $i -lt 1000000 ]; do i=$((i+1)); done; echo done"
+        stream_of_ticks = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo done"
         async with machine.spawn(["sh", "-c", stream_of_ticks]) as process:
             await machine.pause()
             with trio.move_on_after(1) as waited:
@@ -136,16 +135,6 @@ async def test_a_guest_is_paused_and_its_clock_told() -> None:
             assert await process.stdout.receive_some() == b"done\n"
         log = await machine.run(["dmesg"])
         assert b"soft lockup" not in log.stdout
-
-
-async def test_a_guest_that_spins_with_interrupts_off_is_stopped() -> None:
-    # sysrq's crash with a kernel that stays in its panic: panic_print aside, it spins.
-    async with Machine(on_kvm(cmdline="panic=0")) as machine:
-        with trio.move_on_after(5):
-            await machine.run(["sh", "-c", "echo c > /proc/sysrq-trigger"])
-        started = time.monotonic()
-        await machine.stop()
-        assert time.monotonic() - started < 5
 
 
 def test_kill_9_takes_the_guest_with_it() -> None:
