@@ -20,7 +20,7 @@ from microvm.memory import GuestMemory
 from microvm.testing.census import Census
 from microvm.testing.hypervisor_contract import guests
 from microvm.testing.hypervisor_contract.machine import contract_machine
-from microvm_kvm._abi import KernelCalls, constants, ioctls
+from microvm_kvm._abi import KernelCalls, constants, ffi, ioctls
 from microvm_kvm._facts import open_kvm, read_facts
 from microvm_kvm._kvm import KvmHypervisor
 
@@ -254,6 +254,25 @@ def test_wrong_register_values_are_refused_before_the_kernel_sees_them() -> None
             with pytest.raises(ValueError):
                 machine.vcpu.set_registers(wrong)
         assert machine.vcpu.registers() == before
+
+
+def test_every_local_apic_takes_the_pics_interrupts_at_lint0_and_nmis_at_lint1() -> None:
+    calls = KernelCalls()
+    hypervisor = KvmHypervisor(calls)
+    vm = hypervisor.create_vm(vcpu_count=2)
+    vcpus = [vm.create_vcpu(index) for index in range(2)]
+    try:
+        for index, vcpu in enumerate(vcpus):
+            state = ffi.new("struct kvm_lapic_state *")
+            calls.ioctl(vcpu._fd, ioctls.KVM_GET_LAPIC, state)
+            registers = bytes(ffi.buffer(state))
+            assert registers[0x23] == index
+            assert registers[0x350:0x354] == b"\x00\x07\x00\x00"
+            assert registers[0x360:0x364] == b"\x00\x04\x00\x00"
+    finally:
+        for vcpu in vcpus:
+            vcpu.close()
+        vm.close()
 
 
 def test_facts_are_those_of_this_kvm() -> None:

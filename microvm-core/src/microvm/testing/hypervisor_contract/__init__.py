@@ -9,6 +9,9 @@ instructions (`guests`). They are x86's, in 16-bit and 32-bit mode where that wi
 that emulate go no further. Needs pytest; put
 ``pytest.register_assert_rewrite("microvm.testing.hypervisor_contract")`` into a conftest.py, and a
 failed assertion shows its values.
+
+A guest that hangs is ended by a kick, and its test fails. Where kicks themselves don't work the
+test hangs: begin with ``-k kick``.
 """
 
 from __future__ import annotations

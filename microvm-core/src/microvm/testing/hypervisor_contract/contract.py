@@ -481,7 +481,7 @@ class HypervisorContract(ABC):
             segment = before["fs"]
             assert isinstance(segment, Segment)
             others: dict[str, RegisterValue] = {
-                "fs": attrs.evolve(segment, selector=0x1234, base=0x12340),
+                "fs": attrs.evolve(segment, selector=0x1237, base=0x12340, dpl=3),
                 "idt": DescriptorTable(base=0x4000, limit=0x1FF),
                 "cr2": 0x5000,
                 "cr3": 0x6000,
