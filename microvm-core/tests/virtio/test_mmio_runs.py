@@ -1,11 +1,17 @@
-"""From DRIVER_OK to reset: the hand-over, the one rendezvous, and what a fault does."""
+"""From DRIVER_OK to reset: the hand-over, the one rendezvous, and what a fault does.
 
+Rows 13, 29 and 33 of the hazard catalogue, and what is expected of all: the bit, the interrupt,
+silence, and recovery by a reset.
+"""
+
+import struct
 import threading
 
 import pytest
 import trio
 
-from microvm.testing.mmio_bench import Bench, UpperDevice, build, served
+from microvm.testing.flipping import flipping
+from microvm.testing.mmio_bench import MEMORY_BYTES, Bench, UpperDevice, build, served
 from microvm.testing.mmio_driver import on_cpu
 from microvm.virtio import mmio
 
@@ -157,6 +163,45 @@ async def test_a_driver_that_breaks_a_rule_is_told_to_reset_and_then_served_agai
         bench.queues[0].restart()
         await start(bench)
         assert bench.driver.status == 15
+        assert await ask(bench) == b"ABC"
+
+
+@pytest.mark.parametrize("first", range(5))
+async def test_29_rings_rewritten_while_the_device_is_at_them_cost_a_reset_at_most(first) -> None:
+    async with served(UpperDevice()) as bench:
+        queue = bench.queues[0]
+        pack = struct.Struct("<QIHH").pack
+        good = pack(0x8000, 8, 1, 1)
+        variants = [
+            good,
+            pack(1 << 63, 0xFFFF_FFFF, 3, 0xFFFF),
+            pack(0x9000, 32, 4, 0),
+            pack(0x9000, 0, 0, 0),
+            pack(MEMORY_BYTES - 4, 4, 2, 0),
+        ]
+        variants = variants[first:] + variants[:first]
+        bench.memory.write(0x9000, good + pack(0x8000, 8, 2, 0))
+        outcomes = set()
+        for round_ in range(12):
+            queue.restart()
+            await start(bench)
+            queue.write_descriptor(0, 0x8000, 8, 1, 1)
+            queue.write_descriptor(1, 0x8100, 8, 2)
+            queue.offer(0)
+            used = bench.memory.load_u16(queue.layout.used + 2)
+            # The bench's doorbell is heard on this thread, and the device's steps are traced on it.
+            with flipping(bench.memory, queue.layout.desc, variants[round_ % 5 :] + variants):
+                bench.driver.notify(0)
+                with trio.fail_after(5):
+                    while bench.driver.status == 15 and used == bench.memory.load_u16(
+                        queue.layout.used + 2
+                    ):
+                        await trio.lowlevel.checkpoint()
+            outcomes.add(bench.driver.status)
+        assert outcomes <= {15, 15 | 0x40}
+        await on_cpu(bench.driver.reset)
+        queue.restart()
+        await start(bench)
         assert await ask(bench) == b"ABC"
 
 

@@ -149,9 +149,9 @@ class Bench(Generic[D]):
     calls: LoopCalls
 
 
-def build(device: D) -> Bench[D]:
-    """Everything, without a loop."""
-    memory = GuestMemory.anonymous(MEMORY_BYTES)
+def build(device: D, memory: GuestMemory | None = None) -> Bench[D]:
+    """Everything, without a loop; `memory` has `MEMORY_BYTES` unless the test lays it out."""
+    memory = memory or GuestMemory.anonymous(MEMORY_BYTES)
     heap = GuestHeap(4096, MEMORY_BYTES)
     irq, calls = FakeIrqLine(), LoopCalls()
     sizes = device.queue_max_sizes
