@@ -10,9 +10,10 @@ checked must be copied first, and only the copy used.
 Ring indexes want single-copy atomicity: `load_u16` and `store_u16`, and casts to ``"H"`` made of
 an aligned slice, are one aligned access of two bytes. CPython's memoryview packs and unpacks a
 native ``H`` by `memcpy` of a constant size of 2, which compilers turn into one load or store on
-every architecture that has hypervisors (3.11.7, 3.12.1 and 3.13.0 on x86-64, disassembled:
-``movzwl (%rdi)`` inlined into the subscript, ``mov %r14w,(%r12)`` in `pack_single`). They use the host's byte order, and virtio is
-little-endian (virtio 1.2, 1.4 Structure Specifications), so a big-endian host is refused.
+every architecture that has hypervisors (seen in 3.11.7, 3.12.1 and 3.13.0 for x86-64: ``movzwl``
+in `memory_item`, a ``mov`` of 16 bits in `pack_single`). They use the host's byte order, and
+virtio is little-endian (virtio 1.2, 1.4 Structure Specifications), so a big-endian host is
+refused.
 """
 
 from __future__ import annotations
