@@ -248,3 +248,8 @@ def test_every_unknown_option_is_listed() -> None:
         "backend_options['b']",
     ]
     assert all(isinstance(problem, ConfigProblem) for problem in caught.value.problems)
+
+
+def test_an_option_of_the_wrong_type_is_refused() -> None:
+    with pytest.raises(ConfigError, match="must be True or False, not 'yes'"):
+        plugin.create({"small_guests": "yes"})

@@ -30,15 +30,17 @@ NEEDS_HARDWARE: Final = (
 def probe(options: Mapping[str, Any]) -> ProbeReport:
     """The backend's probe: never raises.
 
-    Options are left to `create`, which lists those that are wrong; none of them matters here.
+    Options that are wrong are left to `create`, which lists them.
     """
-    return examine(sys.platform, platform.machine())
+    small_guests = options.get("small_guests") is True
+    return examine(sys.platform, platform.machine(), small_guests=small_guests)
 
 
 def examine(
     system: str,
     machine: str,
     *,
+    small_guests: bool = False,
     device: str = DEVICE,
     calls: Calls | None = None,
     hypervisor: Hypervisor | None = None,
@@ -48,6 +50,7 @@ def examine(
     Args:
         system: As `sys.platform`.
         machine: As `platform.machine()`.
+        small_guests: Whether a KVM that runs nothing else will do.
         device: Where its KVM is.
         calls: Its kernel; None is ours.
         hypervisor: What to try guests on; None is KVM itself. What guests did on our own is
@@ -85,10 +88,12 @@ def examine(
     elif result.small is not None:
         details["16-bit guest"] = result.small
     details["trying took"] = f"{took_ms:.1f} ms"
-    return _report(device, result, details)
+    return _report(device, result, details, small_guests=small_guests)
 
 
-def _report(device: str, result: TrialResult, details: Mapping[str, str]) -> ProbeReport:
+def _report(
+    device: str, result: TrialResult, details: Mapping[str, str], *, small_guests: bool
+) -> ProbeReport:
     if result.runs_kernels:
         return ProbeReport(
             backend=BACKEND,
@@ -103,6 +108,8 @@ def _report(device: str, result: TrialResult, details: Mapping[str, str]) -> Pro
             f"{device} runs small guests only: it emulates them, at {_speed(result.mips)}, "
             f"and can't do what a kernel needs ({failed})."
         )
+        if small_guests:
+            return ProbeReport(backend=BACKEND, usable=True, reason=reason, details=details)
     else:
         reason = f"{device} opens, but runs no guest ({failed}; in 16-bit mode: {result.small})."
     return _unusable(reason, NEEDS_HARDWARE, details)

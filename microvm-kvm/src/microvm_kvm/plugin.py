@@ -22,11 +22,11 @@ def create(options: Mapping[str, Any]) -> Hypervisor:
     """As `BackendFactory.create`.
 
     Raises:
-        ConfigError: an option was given; this backend knows none.
+        ConfigError: an option is unknown, or its value can't be used.
     """
-    from microvm_kvm._options import check_options
+    from microvm_kvm._options import parse_options
 
-    check_options(options)
+    parse_options(options)
     from microvm_kvm._kvm import KvmHypervisor
 
     return KvmHypervisor()

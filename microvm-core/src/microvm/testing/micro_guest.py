@@ -5,7 +5,7 @@ enters by the Xen PVH protocol (`XEN_ELFNOTE_PHYS32_ENTRY`), which QEMU's and ou
 protected mode, flat segments, paging and interrupts off. `drive` adds what a virtio driver does
 until DRIVER_OK (virtio 1.2, 3.1.1 Device Initialization), over virtio-mmio (4.2).
 
-Only EBX (the device's registers) and EAX are used; there is no stack.
+Only EBX (the device's registers), EAX and EDX are used; there is no stack.
 """
 
 from __future__ import annotations
@@ -106,6 +106,19 @@ class MicroGuest:
     def out_al(self, port: int) -> None:
         """Write AL to an I/O port."""
         self._code += b"\xe6" + struct.pack("<B", port)
+
+    def out_al_port(self, port: int) -> None:
+        """Write AL to any I/O port; changes DX."""
+        self._code += b"\x66\xba" + struct.pack("<H", port) + b"\xee"  # mov dx, port; out dx, al
+
+    def out_port(self, port: int, value: int) -> None:
+        """Write a byte to any I/O port; changes AL and DX."""
+        self._code += b"\xb0" + struct.pack("<B", value)  # mov al, value
+        self.out_al_port(port)
+
+    def code(self, instructions: bytes) -> None:
+        """Any other instructions, as 32-bit machine code."""
+        self._code += instructions
 
     def halt(self) -> None:
         """Stop here: `hlt`, again after whatever may wake it."""
