@@ -93,6 +93,7 @@ class ScriptedPlatform(HostedPlatform):
     def __init__(self, script: Script = runs_until_killed) -> None:
         self.script = script
         self.machines: list[ScriptedMachine] = []
+        self.machine_class: type[ScriptedMachine] = ScriptedMachine
         self.fail_start: MicrovmError | None = None
         self.live = 0
         """Machines between start and the end of their context: 0 after every test."""
@@ -101,7 +102,7 @@ class ScriptedPlatform(HostedPlatform):
     async def start(self, plan: MachinePlan) -> AsyncIterator[RunningMachine]:
         if self.fail_start is not None:
             raise self.fail_start
-        machine = ScriptedMachine(plan)
+        machine = self.machine_class(plan)
         self.machines.append(machine)
         self.live += 1
         plan.timeline.mark("spawn")

@@ -80,10 +80,10 @@ def _work(wire: Wire, guardian: Guardian) -> None:
 def _messages(wire: Wire) -> Iterator[Message]:
     """What the caller says, waited for without a loop. Raises EOFError at the end."""
     while True:
-        wire.wait_readable(None)
-        with contextlib.suppress(BlockingIOError):
-            for received in wire.receive_now():
-                yield received.message
+        try:
+            yield wire.receive_now().message
+        except BlockingIOError:
+            wire.wait_readable(None)
 
 
 def _refuse(wire: Wire, messages: Iterator[Message], error: MicrovmError) -> None:

@@ -122,7 +122,7 @@ class WorkerChannels(GuestChannels):
             received.drop()  # it was closed meanwhile
             return
         listener = self._listeners[number]
-        if received.descriptor is None and "fd" in received.message:
+        if received.kept_out:
             log.warning(
                 "A guest's connection to port %d is lost: no open file is left.", listener.port
             )
@@ -157,14 +157,14 @@ def stream_over(received: Received) -> trio.SocketStream:
     """
     import trio
 
-    descriptor = received.descriptor
-    if descriptor is None:
-        if "fd" not in received.message:
-            raise wrong("no socket where one was asked for")
+    if received.kept_out:
         raise BackendError(
             "This process can't take another stream.",
             remedy="Raise the limit on open files (ulimit -n), or close streams.",
         )
+    descriptor = received.take()
+    if descriptor is None:
+        raise wrong("no socket where one was asked for")
     try:
         sock = socket.socket(fileno=descriptor)
     except OSError:

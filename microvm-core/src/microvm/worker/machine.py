@@ -236,16 +236,15 @@ class WorkerMachine(RunningMachine):
         self.tell("snapshot", id=number)
         until = time.monotonic() + SNAPSHOT_WITHIN_S
         while self._snapshot_owed == number and (left := until - time.monotonic()) > 0:
-            if self._wire.wait_readable(left):
-                try:
-                    self._take_all(self._wire.receive_now())
-                except BlockingIOError:
-                    continue
-                except EOFError:
-                    break  # the reader will find the same
-                except WorkerProtocolError as error:
-                    self._fail(error)
-                    break
+            try:
+                self._take(self._wire.receive_now())
+            except BlockingIOError:
+                self._wire.wait_readable(left)
+            except EOFError:
+                break  # the reader will find the same
+            except WorkerProtocolError as error:
+                self._fail(error)
+                break
         return self._snapshot
 
     # --- tasks ---------------------------------------------------------------------------
@@ -253,7 +252,7 @@ class WorkerMachine(RunningMachine):
     async def _read(self) -> None:
         try:
             while True:
-                self._take_all(await self._wire.receive())
+                self._take(await self._wire.receive())
         except EOFError:
             return
         except WorkerProtocolError as error:
@@ -273,33 +272,29 @@ class WorkerMachine(RunningMachine):
             self._failure = error
         self._wire.abort()
 
-    def _take_all(self, messages: list[Received]) -> None:
-        """Act on each.
+    def _take(self, received: Received) -> None:
+        """Act on a message.
 
         Raises:
-            WorkerProtocolError: one breaks the rules; the rest are dropped.
+            WorkerProtocolError: it breaks the rules.
         """
-        for index, received in enumerate(messages):
-            try:
-                if "event" in received.message:
-                    self._take_event(received)
-                else:
-                    self._take_answer(received)
-            except BaseException:
-                for rest in messages[index + 1 :]:
-                    rest.drop()
-                raise
+        try:
+            if "event" in received.message:
+                self._take_event(received)
+            else:
+                self._take_answer(received)
+        except BaseException:
+            received.drop()
+            raise
 
     def _take_event(self, received: Received) -> None:
         message = received.message
         match message["event"]:
             case "accepted":
                 self._channels.accepted(message.get("listener"), received)
-                return
             case "listener_failed":
-                self._channels.failed(
-                    message.get("listener"), error_from_json(message.get("error"))
-                )
+                error = error_from_json(message.get("error"))
+                self._channels.failed(message.get("listener"), error)
             case "outcome":
                 outcome = outcome_from_json(message.get("outcome"))
                 self._snapshot = snapshot_from_json(message.get("snapshot"))
@@ -307,7 +302,6 @@ class WorkerMachine(RunningMachine):
             case "log":
                 self._log(message)
             case _:
-                received.drop()
                 raise wrong("an event that is none")
         received.drop()
 
@@ -315,25 +309,24 @@ class WorkerMachine(RunningMachine):
         message = received.message
         number = message.get("id")
         if not isinstance(number, int):
-            received.drop()
             raise wrong("a frame that is neither an answer nor an event")
+        if number in self._asked:
+            answer = self._asked[number]
+            if "error" in message:
+                answer.error = error_from_json(message["error"])
+                received.drop()
+            else:
+                answer.received = received
+            del self._asked[number]
+            answer.come.set()
+            return
+        received.drop()
         if number == self._snapshot_owed:
-            received.drop()
-            if "ok" in message:
-                self._snapshot = snapshot_from_json(message["ok"])
+            self._snapshot = snapshot_from_json(message.get("ok"))
             self._snapshot_owed = None
         elif number in self._ignored:
-            received.drop()
             self._ignored.remove(number)
-        elif number in self._asked:
-            if "error" in message:
-                received.drop()
-                self._asked[number].error = error_from_json(message["error"])
-            else:
-                self._asked[number].received = received
-            self._asked.pop(number).come.set()
         else:
-            received.drop()
             raise wrong("an answer to no question")
 
     def _log(self, message: dict[str, Any]) -> None:

@@ -141,8 +141,7 @@ class Service:
         assert self._nursery is not None
         try:
             while True:
-                for received in await self._wire.receive():
-                    await self._take(received.message)
+                await self._take((await self._wire.receive()).message)
         except EOFError:
             self._nursery.cancel_scope.cancel()
 

@@ -35,18 +35,25 @@ _CLOEXEC: Final[int] = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 _INT: Final = array.array("i").itemsize
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class Received:
-    """A message, and the descriptor that came with it: the receiver's, to use or to close."""
+    """A message, and the descriptor that came with it: the receiver's, to take or to drop."""
 
     message: Message
-    descriptor: int | None = None
-    """None also for one that this process's limit of open files has kept out."""
+    _descriptor: int | None = None
+    kept_out: bool = False
+    """Whether a descriptor was sent that this process's limit of open files kept out."""
+
+    def take(self) -> int | None:
+        """The descriptor, to be closed by whoever takes it; None if there is none."""
+        descriptor, self._descriptor = self._descriptor, None
+        return descriptor
 
     def drop(self) -> None:
-        """Close what came with it."""
-        if self.descriptor is not None:
-            os.close(self.descriptor)
+        """Close the descriptor, if it was not taken."""
+        descriptor = self.take()
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 class Wire:
@@ -60,6 +67,7 @@ class Wire:
         self._sock = sock
         self._frames = FrameReader()
         self._early: deque[int | None] = deque()
+        self._received: deque[Received] = deque()
         self._outgoing: deque[tuple[memoryview, int | None]] = deque()
         self._broken = False
         self._more: trio.Event | None = None
@@ -152,14 +160,19 @@ class Wire:
 
     # --- receiving -----------------------------------------------------------------------
 
-    def receive_now(self) -> list[Received]:
-        """What has come; maybe nothing whole.
+    def receive_now(self) -> Received:
+        """The next message.
 
         Raises:
-            BlockingIOError: nothing has come.
+            BlockingIOError: it has not come, or not whole.
             EOFError: the other side has closed, or died.
             WorkerProtocolError: it broke the rules.
         """
+        while not self._received:
+            self._read()
+        return self._received.popleft()
+
+    def _read(self) -> None:
         try:
             data, ancillary, flags, _ = self._sock.recvmsg(
                 CHUNK_BYTES, socket.CMSG_SPACE((MAX_EARLY_DESCRIPTORS + 1) * _INT), _CLOEXEC
@@ -169,15 +182,8 @@ class Wire:
         self._take_descriptors(ancillary, bool(flags & socket.MSG_CTRUNC))
         if not data:
             raise EOFError
-        received: list[Received] = []
-        try:
-            for message in self._frames.feed(data):
-                received.append(self._with_descriptor(message))
-        except BaseException:
-            for one in received:
-                one.drop()
-            raise
-        return received
+        for message in self._frames.feed(data):
+            self._received.append(self._with_descriptor(message))
 
     def _take_descriptors(self, ancillary: list[tuple[int, int, bytes]], kept_out: bool) -> None:
         for level, kind, data in ancillary:
@@ -196,10 +202,11 @@ class Wire:
             return Received(message)
         if not self._early:
             raise WorkerProtocolError("The worker process promised a descriptor and sent none.")
-        return Received(message, self._early.popleft())
+        descriptor = self._early.popleft()
+        return Received(message, descriptor, kept_out=descriptor is None)
 
-    async def receive(self) -> list[Received]:
-        """As `receive_now`, but waits until something has come."""
+    async def receive(self) -> Received:
+        """As `receive_now`, but waits until it has come."""
         import trio
 
         await trio.lowlevel.checkpoint()
@@ -217,9 +224,12 @@ class Wire:
 
     def close(self) -> None:
         """Close the socket, and the descriptors that were on their way. May be repeated."""
+        for received in self._received:
+            received.drop()
         for descriptor in (*self._early, *(descriptor for _, descriptor in self._outgoing)):
             if descriptor is not None:
                 os.close(descriptor)
+        self._received.clear()
         self._early.clear()
         self._outgoing.clear()
         self._sock.close()
