@@ -155,7 +155,7 @@ def test_exits_are_the_same_whether_they_were_seen_before_or_not(mapping: mmap.m
         for run, expected in TABLE:
             mapping[:] = bytes(run)
             assert decode(mapping) == expected
-            assert decoder() == expected
+            assert decoder.exit() == expected
 
 
 def test_a_port_write_is_told_by_its_data_which_lies_elsewhere(mapping: mmap.mmap) -> None:
@@ -163,7 +163,7 @@ def test_a_port_write_is_told_by_its_data_which_lies_elsewhere(mapping: mmap.mma
     for value in (*range(300), *range(300)):
         data = value.to_bytes(2, "little")
         mapping[:] = bytes(io(1, 2, 0xE9, 1, data))
-        assert decoder() == PioWrite(0xE9, 2, data)
+        assert decoder.exit() == PioWrite(0xE9, 2, data)
 
 
 def test_strings_are_told_by_all_of_their_data(mapping: mmap.mmap) -> None:
@@ -171,7 +171,7 @@ def test_strings_are_told_by_all_of_their_data(mapping: mmap.mmap) -> None:
     for last in b"xyx":
         data = b"abc" + bytes([last])
         mapping[:] = bytes(io(1, 1, 0xE9, 4, data))
-        assert decoder() == PioWrite(0xE9, 1, data)
+        assert decoder.exit() == PioWrite(0xE9, 1, data)
 
 
 def test_every_bit_that_an_exit_is_made_of_tells_it_from_another(mapping: mmap.mmap) -> None:
@@ -180,20 +180,20 @@ def test_every_bit_that_an_exit_is_made_of_tells_it_from_another(mapping: mmap.m
     for offset in range(8, 53):
         for bit in range(8):
             mapping[:] = bytes(base)
-            decoder()
+            decoder.exit()
             flipped = bytearray(base)
             flipped[offset] ^= 1 << bit
             mapping[:] = bytes(flipped)
-            assert decoder() == decode(mapping)
+            assert decoder.exit() == decode(mapping)
 
 
 def test_what_is_remembered_is_bounded_whatever_the_guest_does(mapping: mmap.mmap) -> None:
     decoder = Decoder(mapping)
     for value in range(3 * Decoder.MAX_SEEN):
         mapping[:64] = bytes(mmio(value, bytes(8), 8, 1))[:64]
-        assert decoder() == MmioWrite(value, bytes(8))
+        assert decoder.exit() == MmioWrite(value, bytes(8))
         mapping[:4100] = bytes(io(1, 4, 0xE9, 1, value.to_bytes(4, "little")))[:4100]
-        assert decoder() == PioWrite(0xE9, 4, value.to_bytes(4, "little"))
+        assert decoder.exit() == PioWrite(0xE9, 4, value.to_bytes(4, "little"))
     held = list(decoder._seen.values())
     assert len(held) <= Decoder.MAX_SEEN
     assert all(len(seen.by_data) <= 256 for seen in held if hasattr(seen, "by_data"))

@@ -4,7 +4,7 @@ import errno
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,10 @@ class AnsweringCalls:
             raise HypervisorCallError(ioctls.NAMES[request], answer.errno or 0)
         return answer
 
-    def run(self, fd: int) -> int:
+    def runner(self, fd: int) -> Callable[[], int]:
+        raise NotImplementedError
+
+    def error_number(self) -> int:
         raise NotImplementedError
 
 

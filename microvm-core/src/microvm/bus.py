@@ -86,7 +86,7 @@ class Bus:
 
     def read(self, address: int, size: int) -> int:
         """What the device at `address` answers; all ones where there is none."""
-        found = self._find(address, size)
+        found = self.find(address, size)
         if found is None:
             return (1 << 8 * size) - 1
         with found.lock:
@@ -95,7 +95,7 @@ class Bus:
 
     def write(self, address: int, size: int, value: int) -> None:
         """Hand a write to the device at `address`, if there is one."""
-        found = self._find(address, size)
+        found = self.find(address, size)
         if found is not None:
             with found.lock:
                 found.device.write(address - found.base, size, value)
@@ -106,7 +106,7 @@ class Bus:
 
     def write_many(self, address: int, size: int, data: bytes) -> None:
         """A write to one address for each `size` bytes of `data` (``rep outsb``)."""
-        found = self._find(address, size)
+        found = self.find(address, size)
         if found is None:
             return
         device = found.device
@@ -118,8 +118,8 @@ class Bus:
                 value = int.from_bytes(data[begin : begin + size], "little")
                 device.write(address - found.base, size, value)
 
-    def _find(self, address: int, size: int) -> BusRange | None:
-        """The range that holds all of the access."""
+    def find(self, address: int, size: int) -> BusRange | None:
+        """The range that holds all of the access, if any. Call its device under its lock."""
         # A driver talks to one device for a while. A race over this costs a search, no more.
         last = self._last
         if last is not None and last.base <= address and address + size <= last.end:

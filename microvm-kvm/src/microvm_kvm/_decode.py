@@ -76,7 +76,7 @@ class Decoder:
         self._run = run
         self._seen: dict[bytes, VcpuExit | _PortWrites] = {}
 
-    def __call__(self) -> VcpuExit:
+    def exit(self) -> VcpuExit:
         """The exit that the kernel has left."""
         key = self._run[8:53]  # from exit_reason to mmio.is_write, the last field that we use
         seen = self._seen.get(key)

@@ -91,12 +91,14 @@ class KvmVcpu(Vcpu):
         with contextlib.ExitStack() as undo:
             self._fd = calls.ioctl(vm, ioctls.KVM_CREATE_VCPU, index)
             undo.callback(os.close, self._fd)
+            self._enter = calls.runner(self._fd)
             try:
                 self._run = mmap.mmap(self._fd, facts.mmap_size)
             except OSError as error:
                 raise HypervisorCallError("mmap of kvm_run", error.errno or 0) from error
             undo.callback(self._run.close)
-            self._decode = Decoder(self._run)
+            # The method itself: calling an object costs a look-up more.
+            self._decode = Decoder(self._run).exit
             set_up_vcpu(calls, self._fd, facts, index=index, count=count)
             self._thread = threading.get_ident()
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGRTMIN})
@@ -107,9 +109,8 @@ class KvmVcpu(Vcpu):
     # --- the exit path -------------------------------------------------------------------------
 
     def run(self) -> VcpuExit:
-        number = self._calls.run(self._fd)
-        if number:
-            return self._stopped_short(number)
+        if self._enter():
+            return self._stopped_short(self._calls.error_number())
         exit_ = self._last = self._decode()
         return exit_
 

@@ -17,14 +17,15 @@ ELSEWHERE: Final[Place] = ("elsewhere", None)
 class ExitCounts:
     """One vCPU's counts: added to by its thread, read by any."""
 
-    __slots__ = ("_counts",)
+    __slots__ = ("by_place",)
 
     def __init__(self) -> None:
-        self._counts: dict[Place, int] = {ELSEWHERE: 0}
+        self.by_place: dict[Place, int] = {ELSEWHERE: 0}
+        """For the exit path to count in places that `add` has taken."""
 
     def add(self, kind: str, address: int | None = None) -> None:
         """Count one."""
-        counts = self._counts
+        counts = self.by_place
         place = (kind, address)
         if place in counts:
             counts[place] += 1
@@ -35,7 +36,7 @@ class ExitCounts:
 
     def snapshot(self) -> dict[Place, int]:
         """The counts now."""
-        return self._counts.copy()
+        return self.by_place.copy()
 
 
 def merged(counts: Iterable[ExitCounts]) -> Mapping[str, int]:

@@ -25,17 +25,13 @@ from microvm.exits import (
     FailEntry,
     Halt,
     InternalError,
-    Interrupted,
-    MmioRead,
-    MmioWrite,
-    PioRead,
-    PioWrite,
     Shutdown,
     SystemEvent,
     VcpuExit,
 )
 from microvm.vmm.end import End, EndKind, cpu_state_lines
 from microvm.vmm.exit_counts import ExitCounts
+from microvm.vmm.exit_path import ExitPath
 
 if TYPE_CHECKING:
     from microvm.bus import Bus
@@ -86,8 +82,7 @@ class VcpuThread:
         self.counts = ExitCounts()
         self._vm = vm
         self._prepare = prepare
-        self._memory = memory
-        self._ports = ports
+        self._path = ExitPath(memory, ports, self.counts)
         self._owner = owner
         self._vcpu: Vcpu | None = None
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
@@ -199,7 +194,8 @@ class VcpuThread:
 
     def _run(self, vcpu: Vcpu) -> None:
         while self._obey(vcpu):
-            end = self._run_until_wanted(vcpu)
+            vcpu_exit = self._path.run(vcpu)
+            end = None if vcpu_exit is None else self._end_of(vcpu, vcpu_exit)
             if end is not None:
                 self._owner.end(end)
                 self._held = True  # until `stop`, which follows
@@ -213,40 +209,6 @@ class VcpuThread:
                 return True
             command(vcpu)
         return False
-
-    def _run_until_wanted(self, vcpu: Vcpu) -> End | None:
-        """Serve exits until a kick (None), or until the guest can't go on."""
-        run, count = vcpu.run, self.counts.add
-        memory, ports = self._memory, self._ports
-        while True:
-            vcpu_exit = run()
-            match vcpu_exit:
-                case MmioWrite(address, data):
-                    count("mmio-write", address)
-                    memory.write(address, len(data), int.from_bytes(data, "little"))
-                case MmioRead(address, length):
-                    count("mmio-read", address)
-                    value = memory.read(address, length)
-                    vcpu.complete_read(value.to_bytes(length, "little"))
-                case PioWrite(port, size, data):
-                    count("pio-write", port)
-                    if len(data) == size:
-                        ports.write(port, size, int.from_bytes(data, "little"))
-                    else:
-                        ports.write_many(port, size, data)
-                case PioRead(port, size, times):
-                    count("pio-read", port)
-                    answer = b"".join(
-                        ports.read(port, size).to_bytes(size, "little") for _ in range(times)
-                    )
-                    vcpu.complete_read(answer)
-                case Interrupted():
-                    return None
-                case _:
-                    count(type(vcpu_exit).__name__.lower())
-                    end = self._end_of(vcpu, vcpu_exit)
-                    if end is not None:
-                        return end
 
     def _end_of(self, vcpu: Vcpu, vcpu_exit: VcpuExit) -> End | None:
         match vcpu_exit:

@@ -9,7 +9,9 @@ cffi releases the GIL during a call and keeps errno as it was right after it.
 from __future__ import annotations
 
 import errno
+import functools
 import os
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from microvm.errors import HypervisorCallError
@@ -47,8 +49,14 @@ class Calls(Protocol):
             HypervisorCallError: it failed.
         """
 
-    def run(self, fd: int) -> int:
-        """KVM_RUN on a vCPU, once. Returns 0, or the error number."""
+    def runner(self, fd: int) -> Callable[[], int]:
+        """A function that does KVM_RUN on a vCPU, once: 0, or -1 and `error_number` says why.
+
+        A function of its own, since it is called for each exit: nothing is looked up any more.
+        """
+
+    def error_number(self) -> int:
+        """The errno of this thread's last failed KVM_RUN."""
 
 
 class KernelCalls:
@@ -72,11 +80,12 @@ class KernelCalls:
             if number != errno.EINTR:
                 raise HypervisorCallError(ioctls.NAMES.get(request, hex(request)), number)
 
-    def run(self, fd: int) -> int:
+    def runner(self, fd: int) -> Callable[[], int]:
         # SAFETY: KVM_RUN takes no argument. The guest writes to the memory that was mapped by
         # KVM_SET_USER_MEMORY_REGION, which its Vm keeps, and the kernel to the vCPU's kvm_run.
-        if _ioctl(fd, _KVM_RUN, _NULL) == 0:
-            return 0
+        return functools.partial(_ioctl, fd, _KVM_RUN, _NULL)
+
+    def error_number(self) -> int:
         number: int = ffi.errno
         return number
 
