@@ -99,7 +99,9 @@ class DeviceFactory:
     virtio_id: int = attrs.field(validator=validators.instance_of(int))
     """Virtio device id (virtio 1.2, section 5 Device Types)."""
     create: Callable[[Mapping[str, Any]], VirtioDevice] = attrs.field(validator=_CALLABLE)
-    """Gets `DeviceConfig.options`; raises `ConfigError` for one that it does not know."""
+    """Gets `DeviceConfig.options`; raises `ConfigError` for one that it does not know. What it
+    makes may never be used: with `isolation="process"` options are checked so, and the device made
+    again in the worker. What must be given back is taken in `VirtioDevice.lifespan`."""
 
 
 @attrs.frozen(kw_only=True)

@@ -10,7 +10,6 @@ import pytest
 import trio
 
 from microvm import (
-    BackendError,
     ConfigError,
     DeviceConfig,
     GuestGone,
@@ -34,7 +33,7 @@ each_kind_of_stream = pytest.mark.parametrize("sockets", [False, True], ids=["me
 async def said(machine: Machine, words: str) -> None:
     """Wait until the guest has printed it."""
     with trio.fail_after(20):
-        while not any(words in line for line in machine.console_tail):
+        while not any(words in line for line in machine.console_tail):  # noqa: ASYNC110
             await trio.sleep(0.01)
 
 
@@ -107,7 +106,7 @@ async def test_what_the_worker_logs_is_logged_here(rig, caplog):
     caplog.set_level(logging.WARNING, "microvm")
     async with rig.machine("complains"):
         with trio.fail_after(20):
-            while len(caplog.records) < 2:
+            while len(caplog.records) < 2:  # noqa: ASYNC110
                 await trio.sleep(0.01)
     assert [(r.levelname, r.message) for r in caplog.records] == [
         ("WARNING", "microvm.rig: the guest's driver broke a rule"),
@@ -153,11 +152,13 @@ async def test_a_guests_first_call_finds_who_listened_before_it_ran(rig):
 
     config = rig.config("dial")
     assembly = assemble(config, rig.plugins, BootTimeline())
-    async with assembly.channels.listen(DIALLED) as listener:
-        async with Machine(config, plugins=rig.plugins, assembly=assembly) as machine:
-            stream = await listener.accept()
-            assert await exchange(stream, DATA) == DATA
-            await said(machine, "answered")
+    async with (
+        assembly.channels.listen(DIALLED) as listener,
+        Machine(config, plugins=rig.plugins, assembly=assembly) as machine,
+    ):
+        stream = await listener.accept()
+        assert await exchange(stream, DATA) == DATA
+        await said(machine, "answered")
 
 
 async def test_a_listener_that_is_closed_frees_its_port_and_refuses_the_guest(rig):
@@ -241,7 +242,7 @@ async def test_a_frozen_program_is_told_that_it_can_have_no_worker(rig, monkeypa
     import sys
 
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    with pytest.raises(ConfigError, match="isolation: .*frozen"):
+    with pytest.raises(ConfigError, match=r"isolation: .*frozen"):
         async with rig.machine():
             raise AssertionError
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from microvm.errors import WorkerProtocolError
 
-MAX_FRAME_BYTES: Final = 1 << 20
+MAX_FRAME_BYTES: Final = 2 << 20
 """Of JSON. What `values` makes at most is below that."""
 
 _LENGTH: Final = struct.Struct(">I")

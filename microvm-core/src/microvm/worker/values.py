@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 MAX_TEXT: Final = 4000
 MAX_LINE: Final = 500
 MAX_LINES: Final = 50
+MAX_PROBLEM: Final = 1000
 MAX_PROBLEMS: Final = 20
 MAX_PLACES: Final = 1100
 MAX_PLACE: Final = 60
 MAX_PHASES: Final = 50
-"""All of these, six bytes of JSON a character, stay below `MAX_FRAME_BYTES`."""
+"""Each message made of these, twelve bytes of JSON a character, stays below `MAX_FRAME_BYTES`."""
 
 ERRORS: Final[Mapping[str, type[MicrovmError]]] = {
     value.code: value
@@ -72,7 +73,7 @@ def error_to_json(error: BaseException) -> Message:
     }
     if isinstance(error, ConfigError):
         message["problems"] = [
-            [p.where[:MAX_LINE], p.what[:MAX_TEXT], p.remedy and p.remedy[:MAX_TEXT]]
+            [p.where[:MAX_LINE], p.what[:MAX_PROBLEM], p.remedy and p.remedy[:MAX_PROBLEM]]
             for p in error.problems[:MAX_PROBLEMS]
         ]
     if isinstance(error, HypervisorCallError):

@@ -86,7 +86,7 @@ async def panic(machine):
 
 async def blocked(machine):
     """Holds the worker's trio thread, as a device could that a guest has got to."""
-    time.sleep(1000)
+    time.sleep(1000)  # noqa: ASYNC251 - that is the point
 
 
 async def spinning(machine):
@@ -117,7 +117,7 @@ async def complains(machine):
 async def forks(machine):
     """Leaves a child that holds all that this process has open."""
     if os.fork() == 0:
-        time.sleep(5)
+        time.sleep(5)  # noqa: ASYNC251 - no loop runs in a fork
         os._exit(0)
     os.kill(os.getpid(), signal.SIGKILL)
 
