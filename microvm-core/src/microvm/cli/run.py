@@ -14,6 +14,7 @@ from microvm.cli import EXIT_OWN_FAILURE
 from microvm.cli._machine_options import add_machine_options, machine_config
 
 if TYPE_CHECKING:
+    from microvm._assembly import BackendChoice
     from microvm._machine import Machine
     from microvm.abc import RunResult
     from microvm.timeline import BootTimeline
@@ -80,6 +81,7 @@ def _run(args: argparse.Namespace, timeline: BootTimeline) -> int:
     from microvm.plugins import installed_plugins
 
     assembly = assemble(config, installed_plugins(), timeline)
+    _tell_choice(assembly.backend)
     with assembly.platform.prelaunch(assembly.plan):
         import trio
 
@@ -106,6 +108,14 @@ def _run(args: argparse.Namespace, timeline: BootTimeline) -> int:
     if args.timing:
         _print_timing(timeline, machine.exit_counts)
     return result.returncode
+
+
+def _tell_choice(choice: BackendChoice) -> None:
+    """Tell a person that a backend had to be passed over; a program has the log and ``--json``."""
+    if choice.passed_over and sys.stderr.isatty():
+        for report in choice.passed_over:
+            print(f"microvm: not on {report.backend}: {report.reason}", file=sys.stderr)
+        print(f"microvm: on {choice.name}: {choice.report.reason}", file=sys.stderr)
 
 
 async def _command(
