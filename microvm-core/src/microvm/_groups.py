@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
 
-
-def only_error(group: BaseExceptionGroup[Any]) -> BaseException:
-    """The one error inside nested groups of one; the group itself where there are several."""
-    error: BaseException = group
+def only_error(error: BaseException) -> BaseException:
+    """The one error inside nested groups of one; a group of several, or no group, as it is."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error

@@ -9,6 +9,7 @@ Two rules keep this free of deadlocks:
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -49,8 +50,10 @@ class LoopCalls:
             if self._token is None:
                 self._waiting.append(call)
                 return
-            # Within the lock, so that calls keep their order; it takes no lock of ours.
-            self._token.run_sync_soon(call)
+            # Within the lock, so that calls keep their order; it takes no lock of ours. A loop that
+            # has ended without `close` (trio.RunFinishedError) hears nothing any more.
+            with contextlib.suppress(RuntimeError):
+                self._token.run_sync_soon(call)
 
     def ask(self, call: Callable[[Call], None]) -> None:
         """Have `call(answered)` run there, and wait until `answered` was called, or for `close`.

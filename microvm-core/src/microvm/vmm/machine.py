@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from microvm._groups import only_error
 from microvm.abc import RunningMachine
 from microvm.errors import GuestGone
 from microvm.vmm.end import End, EndKind, decide
@@ -15,6 +16,7 @@ from microvm.vmm.end import End, EndKind, decide
 if TYPE_CHECKING:
     from microvm.abc import Vcpu
     from microvm.outcome import MachineOutcome
+    from microvm.virtio.mmio import VirtioMmioTransport
     from microvm.vmm.engine import Engine
     from microvm.vmm.vcpu_thread import VcpuThread
 
@@ -100,7 +102,7 @@ class VmmMachine(RunningMachine):
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 for transport in engine.transports:
-                    await nursery.start(transport.serve)
+                    await nursery.start(self._serve, transport)
                 engine.calls.attach(token)
                 attached = True
                 nursery.start_soon(self._watch_idle)
@@ -109,13 +111,23 @@ class VmmMachine(RunningMachine):
                 nursery.cancel_scope.cancel()
         finally:
             self._nursery = None
-            engine.end(End(kind=EndKind.HOST_ERROR, what="A device failed on the host's side."))
+            engine.end(End(kind=EndKind.ASKED))
             if not attached:
                 engine.calls.attach(token)
             with trio.CancelScope(shield=True):
                 await self._vcpus_ended.wait()
             engine.calls.close()
             self._conclude()
+
+    async def _serve(
+        self, transport: VirtioMmioTransport, task_status: trio.TaskStatus[None]
+    ) -> None:
+        try:
+            await transport.serve(task_status=task_status)
+        except Exception as error:
+            what = f"A device failed on the host's side: {only_error(error)!r}"
+            self._engine.end(End(kind=EndKind.HOST_ERROR, what=what))
+            raise
 
     def _conclude(self) -> None:
         end = self._engine.why_ended
