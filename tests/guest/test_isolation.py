@@ -1,6 +1,5 @@
 """Machines in worker processes, with real guests: nothing an application sees is different."""
 
-import functools
 import os
 import signal
 import socket
@@ -21,7 +20,7 @@ DATA = bytes(range(256)) * 4096 * 4
 
 
 def config(**fields: Any) -> MachineConfig:
-    return MachineConfig(backend="qemu", isolation="process", **fields)
+    return MachineConfig(isolation="process", **fields)
 
 
 async def install(machine: Machine, peer: bytes) -> None:
@@ -54,9 +53,10 @@ async def test_commands_run_and_are_streamed() -> None:
             assert await process.stdout.receive_some() == b"a\nb\n"
             assert (await process.wait()).exit_code == 0
         assert "worker process" in machine.backend.reason
-        assert list(machine.timing) == [
-            *("backend", "plugins", "image", "worker", "spawn", "qemu", "kernel", "agent")
-        ]
+        phases = list(machine.timing)
+        assert phases[:4] == ["backend", "plugins", "image", "worker"]
+        assert phases[-2:] == ["kernel", "agent"]
+        assert len(phases) > 6
 
 
 def program_of(pid: int) -> str:
@@ -72,7 +72,7 @@ def children_of(pid: int) -> list[int]:
 
 
 async def test_qemu_is_the_workers_child_and_goes_with_it() -> None:
-    async with Machine(config()) as machine:
+    async with Machine(config(backend="qemu")) as machine:
         await machine.wait_ready()
         (worker,) = Census.take().children
         assert program_of(worker).startswith("python")
@@ -153,7 +153,7 @@ async def test_a_panic_is_told_with_the_console() -> None:
         assert (await machine.wait()).reason is OutcomeReason.PANIC
 
 
-async def test_a_killed_worker_takes_its_qemu_along_and_ends_a_command() -> None:
+async def test_a_killed_worker_takes_its_guest_along_and_ends_a_command() -> None:
     async with Machine(config()) as machine:
         await machine.wait_ready()
         (worker,) = Census.take().children
@@ -177,6 +177,5 @@ async def test_cancelling_in_mid_boot_leaves_nothing() -> None:
 
 
 def test_the_command_line_runs_one(cli: Any) -> None:
-    run = functools.partial(cli, "run", "--backend", "qemu", "--isolation", "process")
-    done = run("--", "sh", "-c", "cat; exit 7", stdin=b"hello")
+    done = cli("run", "--isolation", "process", "--", "sh", "-c", "cat; exit 7", stdin=b"hello")
     assert (done.returncode, done.stdout, done.stderr) == (7, b"hello", b"")
