@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-LEAVE_WITHIN_S: Final = 0.7
+LEAVE_WITHIN_S: Final = 0.5
 """Leaving takes some ten milliseconds. The caller is gone: all that anyone waits for is the end."""
 
 EXIT_ABANDONED: Final = 70
