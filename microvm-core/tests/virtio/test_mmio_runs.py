@@ -147,6 +147,32 @@ async def test_a_machine_that_ends_lets_go_of_a_cpu_that_waits_for_a_reset() -> 
             await bench_ended.wait()
 
 
+async def test_a_reset_that_comes_while_the_machine_ends_waits_for_the_run_too() -> None:
+    left_running = []
+
+    async def drive(bench: Bench) -> None:
+        await trio.sleep(0.02)  # the transport is on its way out by now
+        await on_cpu(bench.driver.reset)
+        left_running.append(bench.device.running)
+        await on_cpu(bench.driver.initialize, [bench.queues[0].layout])
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            async with served(UpperDevice()) as bench:
+                await start(bench)
+                bench.device.end_takes_s = 0.1
+                nursery.start_soon(drive, bench)
+    assert left_running == [False]
+    assert bench.device.diary == ["reset", "run", "end", "reset"]
+
+
+async def test_a_driver_that_is_ready_just_as_the_machine_ends_is_not_served() -> None:
+    for _ in range(50):
+        async with served(UpperDevice()) as bench:
+            bench.driver.initialize([bench.queues[0].layout])
+        assert not bench.device.running
+
+
 async def test_a_driver_that_breaks_a_rule_is_told_to_reset_and_then_served_again() -> None:
     async with served(UpperDevice()) as bench:
         await start(bench)

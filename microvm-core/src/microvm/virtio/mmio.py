@@ -214,6 +214,9 @@ class VirtioMmioTransport(BusDevice):
         self._offered = device.features & DEVICE_TYPE_MASK | RING_FEATURES
         self._faults = FaultLog(device)
         self._nursery: trio.Nursery | None = None
+        """Where runs and resets go: there while they may begin."""
+        self._late_resets: list[Call] | None = None
+        """While `serve` is on its way out: what answers the resets that have come since."""
         self._run: DeviceRun | None = None
         self._handed: _Handover | None = None
         # The registers:
@@ -394,7 +397,8 @@ class VirtioMmioTransport(BusDevice):
     async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the device whenever its driver has it in use, until cancelled.
 
-        When it returns, the run has ended and the device has been told to forget its guest.
+        When it returns, the run has ended and the device has been told to forget its guest. vCPUs
+        may run meanwhile: no run begins any more, and a reset waits for the end of the last one.
         """
         try:
             async with trio.open_nursery() as nursery:
@@ -403,13 +407,17 @@ class VirtioMmioTransport(BusDevice):
                 try:
                     await trio.sleep_forever()
                 finally:
+                    self._nursery = None
+                    self._late_resets = []
                     with trio.CancelScope(shield=True):
                         await self._end_run()
         finally:
-            self._nursery = None
             handed, self._handed = self._handed, None
             if handed is not None:
                 _release(handed)
+            late, self._late_resets = self._late_resets or [], None
+            for answered in late:
+                answered()
             self._device.reset()
 
     async def quiesce(self) -> None:
@@ -458,14 +466,18 @@ class VirtioMmioTransport(BusDevice):
         self._nursery.start_soon(self._run.drive)
 
     def _begin_reset(self, answered: Call) -> None:
-        if self._nursery is None:
-            answered()
-        else:
+        if self._nursery is not None:
             self._nursery.start_soon(self._end_for_reset, answered)
+        elif self._late_resets is not None:
+            self._late_resets.append(answered)
+        else:
+            answered()
 
     async def _end_for_reset(self, answered: Call) -> None:
         try:
-            await self._end_run()
+            # Also when the machine ends: the driver was promised a quiet device.
+            with trio.CancelScope(shield=True):
+                await self._end_run()
             if self._handed is not None:
                 _release(self._handed)
         finally:
