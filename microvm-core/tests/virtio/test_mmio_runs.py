@@ -157,11 +157,10 @@ async def test_a_reset_that_comes_while_the_machine_ends_waits_for_the_run_too()
         await on_cpu(bench.driver.initialize, [bench.queues[0].layout])
 
     with trio.fail_after(5):
-        async with trio.open_nursery() as nursery:
-            async with served(UpperDevice()) as bench:
-                await start(bench)
-                bench.device.end_takes_s = 0.1
-                nursery.start_soon(drive, bench)
+        async with trio.open_nursery() as nursery, served(UpperDevice()) as bench:
+            await start(bench)
+            bench.device.end_takes_s = 0.1
+            nursery.start_soon(drive, bench)
     assert left_running == [False]
     assert bench.device.diary == ["reset", "run", "end", "reset"]
 
@@ -270,6 +269,14 @@ async def test_a_pause_keeps_the_queues_and_what_was_rung_meanwhile() -> None:
         bench.transport.resume()
         assert await answer_to(bench) == b"MEANWHILE"
         assert bench.device.diary == ["reset", "run", "end", "run"]
+
+
+async def test_a_resume_without_a_pause_begins_no_second_run() -> None:
+    async with served(UpperDevice()) as bench:
+        bench.driver.initialize([bench.queues[0].layout])  # on this thread: its run begins later
+        bench.transport.resume()
+        assert await ask(bench) == b"ABC"
+    assert bench.device.diary == ["reset", "run", "end", "reset"]
 
 
 async def test_the_end_tells_the_device_to_forget_its_guest() -> None:

@@ -219,6 +219,8 @@ class VirtioMmioTransport(BusDevice):
         """While `serve` is on its way out: what answers the resets that have come since."""
         self._run: DeviceRun | None = None
         self._handed: _Handover | None = None
+        self._resting: _Handover | None = None
+        """What `quiesce` has taken the device from, for `resume` to give back."""
         # The registers:
         self._state = _RESET
         self._failed = False
@@ -425,12 +427,15 @@ class VirtioMmioTransport(BusDevice):
 
         Call it while no vCPU runs.
         """
+        if self._run is not None:
+            self._resting = self._handed
         await self._end_run()
 
     def resume(self) -> None:
-        """Let the device go on where `quiesce` left it."""
-        if self._handed is not None and self._run is None:
-            self._begin(self._handed, fresh=False)
+        """Let the device go on where `quiesce` left it, if it did."""
+        resting, self._resting = self._resting, None
+        if resting is not None and self._run is None:
+            self._begin(resting, fresh=False)
 
     def config_changed(self) -> None:
         """Tell the driver that the configuration space has changed."""
