@@ -69,12 +69,13 @@ def decode(run: RunBytes) -> VcpuExit:
 class Decoder:
     """`decode`, for the exits of one vCPU in the mapping of its kvm_run."""
 
-    MAX_SEEN: Final = 1024
-    """Exits that are remembered: a guest can think up as many as it likes."""
+    MAX_SEEN: Final = 4096
+    """Exits that are remembered, about a MiB: a guest can think up as many as it likes."""
 
     def __init__(self, run: mmap.mmap) -> None:
         self._run = run
         self._seen: dict[bytes, VcpuExit | _PortWrites] = {}
+        self._count = 0
 
     def exit(self) -> VcpuExit:
         """The exit that the kernel has left."""
@@ -84,7 +85,7 @@ class Decoder:
             return self._learn(key)
         if type(seen) is _PortWrites:
             data = self._run[seen.start : seen.end]
-            return seen.by_data.get(data) or seen.learn(data)
+            return seen.by_data.get(data) or self._learn_data(seen, data)
         return seen  # type: ignore[return-value]  # mypy does not narrow by `type(x) is`
 
     def _learn(self, key: bytes) -> VcpuExit:
@@ -99,30 +100,31 @@ class Decoder:
                 value = exit_
             case _:
                 return exit_
-        if len(self._seen) >= self.MAX_SEEN:
-            self._seen.clear()
+        self._make_room()
         self._seen[key] = value
         return exit_
+
+    def _learn_data(self, writes: _PortWrites, data: bytes) -> VcpuExit:
+        self._make_room()
+        exit_ = writes.by_data[data] = PioWrite(writes.port, writes.size, data)
+        return exit_
+
+    def _make_room(self) -> None:
+        if self._count >= self.MAX_SEEN:
+            self._seen.clear()
+            self._count = 0
+        self._count += 1
 
 
 class _PortWrites:
     """Writes of one width to one port. Their data lies elsewhere in kvm_run."""
 
-    MAX_SEEN: Final = 256
-
     def __init__(self, port: int, size: int, start: int) -> None:
+        self.port = port
+        self.size = size
         self.start = start
         self.end = start + size
         self.by_data: dict[bytes, VcpuExit] = {}
-        self._port = port
-        self._size = size
-
-    def learn(self, data: bytes) -> VcpuExit:
-        """Make the exit of these bytes, and remember it."""
-        if len(self.by_data) >= self.MAX_SEEN:
-            self.by_data.clear()
-        exit_ = self.by_data[data] = PioWrite(self._port, self._size, data)
-        return exit_
 
 
 def answer_read(run: RunBytes, data: bytes) -> None:
