@@ -193,6 +193,27 @@ async def test_every_end_of_one_vcpu_ends_the_others(machine_on, leaves_nothing)
     assert outcome.cpu_state[0] == "vCPU 1:"
 
 
+@pytest.mark.parametrize("dumb", [0, 1])
+async def test_a_vcpu_that_can_not_be_kicked_at_first_is_stopped_all_the_same(
+    machine_on, leaves_nothing, dumb
+) -> None:
+    with trio.fail_after(WITHIN_S):
+        async with machine_on(guest(Spin()), guest(Spin())) as machine:
+            vcpus = machine.hypervisor.vms[0].vcpus
+            kick, tries = vcpus[dumb].kick, []
+
+            def no_signal_left() -> None:
+                tries.append(None)
+                if len(tries) < 3:
+                    raise HypervisorCallError("pthread_kill", 11)
+                kick()
+
+            vcpus[dumb].kick = no_signal_left
+            assert (await machine.stop()).reason is OutcomeReason.STOPPED
+    while "microvm insists" in [thread.name for thread in threading.enumerate()]:  # noqa: ASYNC110
+        await trio.sleep(0.001)
+
+
 async def test_vcpus_that_were_never_started_do_not_keep_a_halted_machine(machine_on) -> None:
     outcome = await ending(machine_on(guest(), vcpu_count=3))
     assert outcome.reason is OutcomeReason.HALTED

@@ -7,11 +7,13 @@ first, each with its vCPU; then the VM; then the memory that it was given.
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
@@ -19,7 +21,7 @@ from microvm._loop_calls import LoopCalls
 from microvm.arch.x86_64 import layout
 from microvm.bus import Bus
 from microvm.config import ConfigProblem, MachineConfig
-from microvm.errors import BackendError, ConfigError, MicrovmError
+from microvm.errors import BackendError, ConfigError, HypervisorCallError, MicrovmError
 from microvm.memory import GuestMemory, host_mem_mib
 from microvm.vmm import board_x86_64 as board
 from microvm.vmm.console import GuestConsole
@@ -33,6 +35,11 @@ if TYPE_CHECKING:
     from microvm.console_signs import Signs
     from microvm.plugins import BootProtocol
     from microvm.virtio.mmio import VirtioMmioTransport
+
+log = logging.getLogger("microvm.vmm")
+
+INSIST_EVERY_S: Final = 0.05
+"""How often a vCPU that could not be kicked is kicked again."""
 
 
 def _host_problems(config: MachineConfig, *, max_vcpu_count: int) -> list[ConfigProblem]:
@@ -201,9 +208,24 @@ class Engine:
             first = self._end is None
             if first:
                 self._end = end
-        if first:
-            for thread in self.threads:
+        if first and (error := self._stop_threads()):
+            log.error("A vCPU can't be stopped yet, which is tried until it can: %s", error)
+            threading.Thread(target=self._insist, name="microvm insists", daemon=True).start()
+
+    def _stop_threads(self) -> HypervisorCallError | None:
+        """Tell each thread to end; what kept one from being told, if something did."""
+        failed = None
+        for thread in self.threads:
+            try:
                 thread.stop()
+            except HypervisorCallError as error:
+                failed = error
+        return failed
+
+    def _insist(self) -> None:
+        """The host had no signal left. It will have one, and the guest may be spinning."""
+        while self._stop_threads():
+            time.sleep(INSIST_EVERY_S)
 
     @property
     def why_ended(self) -> End | None:

@@ -10,7 +10,7 @@ import trio
 
 from microvm._groups import only_error
 from microvm.abc import RunningMachine
-from microvm.errors import GuestGone
+from microvm.errors import GuestGone, HypervisorCallError
 from microvm.vmm.end import End, EndKind, decide
 
 if TYPE_CHECKING:
@@ -179,6 +179,8 @@ class VmmMachine(RunningMachine):
             await self._of_each(look)
         except GuestGone:
             return True
+        except HypervisorCallError:  # one that can't be kicked now
+            return False
         if all(halted):
             self._engine.end(End(kind=EndKind.HALTED))
         return all(halted)

@@ -189,8 +189,10 @@ class VcpuThread:
             )
         finally:
             self._vcpu = None
-            vcpu.close()
-            self._owner.vcpu_ended(self.index)
+            try:
+                vcpu.close()
+            finally:  # the machine waits for this word
+                self._owner.vcpu_ended(self.index)
 
     def _run(self, vcpu: Vcpu) -> None:
         while self._obey(vcpu):
