@@ -1,5 +1,6 @@
 """Machines on a hypervisor's vCPUs: their life and their ends, with guests that are scripts."""
 
+import random
 import threading
 from collections.abc import Callable
 from contextlib import asynccontextmanager
@@ -493,3 +494,38 @@ async def test_twenty_machines_at_once_end_on_their_own(machine_on, leaves_nothi
         for _ in range(20):
             machine = machine_on(guest(*printed("hello\n"), I8042_RESET))
             nursery.start_soon(partial(ending, machine))
+
+
+def beginning_and_resetting_its_device(vcpu):
+    """A guest that does nothing else, for ever, and not always by the rules."""
+    base = layout.virtio_mmio_base(0)
+    chance = random.Random(vcpu.index)
+    steps = (
+        (0x70, 0), (0x70, 1), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11),
+        (0x30, 0), (0x38, 16), (0x80, 0x20_0000), (0x90, 0x20_1000), (0xA0, 0x20_2000),
+        (0x44, 1), (0x70, 15),
+    )  # fmt: skip
+    while True:
+        wild = [(chance.choice((0x44, 0x50, 0x70)), chance.choice((0, 1, 15)))]
+        for offset, value in (*steps, *wild * chance.randrange(3)):
+            yield MmioWrite(base + offset, value.to_bytes(4, "little"))
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_guest_that_resets_its_device_all_the_time_is_paused_and_ended_at_any_moment(
+    machine_on, leaves_nothing, seed
+) -> None:
+    chance = random.Random(seed)
+
+    async def live(machine: Machine) -> None:
+        async with machine:
+            for _ in range(chance.randrange(4)):
+                with trio.move_on_after(chance.random() * 0.003):
+                    await machine.pause()
+                await machine.resume()
+            await trio.sleep_forever()
+
+    for _ in range(20):
+        machine = machine_on(*[beginning_and_resetting_its_device] * 2, devices=[UPPER])
+        with trio.fail_after(WITHIN_S), trio.move_on_after(chance.random() * 0.02):
+            await live(machine)
