@@ -79,6 +79,11 @@ async def test_the_machine_and_its_devices_live_in_another_process(rig):
     assert not is_alive(worker)
 
 
+async def test_what_a_guest_has_its_worker_drop_is_collected(rig):
+    async with rig.machine("litters") as machine:
+        await said(machine, "collected")
+
+
 async def test_the_plan_is_made_here_and_once(rig):
     async with rig.machine(cmdline="quiet") as machine:
         await said(machine, "cmdline rig=1 quiet")

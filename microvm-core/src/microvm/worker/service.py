@@ -7,6 +7,7 @@ it, the machine's contexts too, as it would in the caller's process.
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -100,6 +101,9 @@ class Service:
                 if self._channels is None:
                     self._open(running.channels)
                 self._answer(self._start, {"marks": self._built.timeline.marks})
+                # Off while all was imported that stays. What a guest has us make does not.
+                gc.freeze()
+                gc.enable()
                 await running.wait()
                 await self._say_how_it_ended()
                 await trio.sleep_forever()

@@ -114,6 +114,23 @@ async def complains(machine):
     await trio.sleep_forever()
 
 
+async def litters(machine):
+    """Drops what only the garbage collector finds, and says when it has."""
+
+    class Knot:
+        def __del__(self):
+            machine.say("collected")
+
+    knot = Knot()
+    knot.itself = knot
+    del knot
+    while True:
+        for _ in range(1000):
+            cycle = []
+            cycle.append(cycle)
+        await trio.sleep(0.001)
+
+
 async def forks(machine):
     """Leaves a child that holds all that this process has open."""
     if os.fork() == 0:
