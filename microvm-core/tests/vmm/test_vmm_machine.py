@@ -393,6 +393,69 @@ async def test_a_pause_holds_every_vcpu_and_a_resume_tells_their_clocks(machine_
         assert [vcpu.resumes for vcpu in vm.vcpus.values()] == [1, 1]
 
 
+class CountingGuest:
+    """Sets up its device, and counts from then on."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def script(self, vcpu):
+        base = layout.virtio_mmio_base(0)
+        for offset, value in (
+            (0x70, 1), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11),
+            (0x30, 0), (0x38, 16), (0x80, 0x20_0000), (0x90, 0x20_1000), (0xA0, 0x20_2000),
+            (0x44, 1), (0x70, 15),
+        ):  # fmt: skip
+            yield MmioWrite(base + offset, value.to_bytes(4, "little"))
+        while True:
+            self.count += 1
+            yield PioWrite(0x80, 1, b"\0")
+
+    async def goes_on(self) -> bool:
+        await trio.sleep(0.01)
+        before = self.count
+        await trio.sleep(0.02)
+        return self.count > before
+
+
+async def test_pause_and_resume_at_once_leave_cpus_and_devices_in_one_state(machine_on) -> None:
+    counting = CountingGuest()
+    async with machine_on(counting.script, devices=[UPPER]) as machine:
+        await machine.upper.until("run")
+        for _ in range(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(machine.pause)
+                nursery.start_soon(machine.resume)
+            assert await counting.goes_on() == machine.upper.running
+
+
+async def test_a_pause_that_is_cancelled_is_none(machine_on) -> None:
+    counting = CountingGuest()
+    async with machine_on(counting.script, devices=[UPPER]) as machine:
+        await machine.upper.until("run")
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await machine.pause()
+        assert scope.cancelled_caught
+        assert await counting.goes_on()
+        assert machine.upper.running
+
+
+async def test_a_pause_that_is_cancelled_while_devices_come_to_rest_can_be_resumed(
+    machine_on,
+) -> None:
+    counting = CountingGuest()
+    async with machine_on(counting.script, devices=[UPPER]) as machine:
+        await machine.upper.until("run")
+        machine.upper.end_takes_s = 0.1
+        with trio.move_on_after(0.05):
+            await machine.pause()
+        assert not await counting.goes_on()
+        await machine.resume()
+        await machine.upper.until("run", 2)
+        assert await counting.goes_on()
+
+
 async def test_a_paused_machine_is_stopped_like_any_other(machine_on, leaves_nothing) -> None:
     with trio.fail_after(WITHIN_S):
         async with machine_on(guest(Spin())) as machine:

@@ -38,6 +38,7 @@ class VmmMachine(RunningMachine):
         self._ended = trio.Event()
         self._outcome: MachineOutcome | None = None
         self._paused = False
+        self._pausing = trio.Lock()
         self._looking = False
         self._nursery: trio.Nursery | None = None
 
@@ -55,15 +56,23 @@ class VmmMachine(RunningMachine):
         await self._ended.wait()
 
     async def pause(self) -> None:
-        """As `RunningMachine.pause`: first the vCPUs, then the devices.
+        """As `RunningMachine.pause`: first the vCPUs, then the devices. Cancelled, it is undone.
 
         Raises:
             GuestGone: the machine has ended.
         """
-        await self._of_each(lambda thread, done: thread.pause(done))
-        self._paused = True
-        for transport in self._engine.transports:
-            await transport.quiesce()
+        async with self._pausing:
+            try:
+                await self._of_each(lambda thread, done: thread.pause(done))
+            except trio.Cancelled:
+                if not self._paused:
+                    self._let_go_on()
+                raise
+            self._paused = True
+            # Half of the devices at rest is no state: and none takes long.
+            with trio.CancelScope(shield=True):
+                for transport in self._engine.transports:
+                    await transport.quiesce()
 
     async def resume(self) -> None:
         """As `RunningMachine.resume`.
@@ -72,7 +81,10 @@ class VmmMachine(RunningMachine):
             GuestGone: the machine has ended.
         """
         self._still_there()
-        await trio.lowlevel.checkpoint()
+        async with self._pausing:
+            self._let_go_on()
+
+    def _let_go_on(self) -> None:
         for transport in self._engine.transports:
             transport.resume()
         for thread in self._engine.threads:
