@@ -228,6 +228,7 @@ async def test_a_failing_call_on_the_exit_path_is_a_crash_with_the_calls_name(ma
     outcome = await ending(machine_on(script, guest(Spin())))
     assert outcome.reason is OutcomeReason.CRASHED
     assert "KVM_RUN failed: Bad address" in outcome.detail
+    assert outcome.cpu_state[0] == "vCPU 0:"
 
 
 async def test_a_bug_in_a_bus_device_ends_the_machine_in_words(machine_on, caplog) -> None:

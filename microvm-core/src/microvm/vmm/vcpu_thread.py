@@ -175,7 +175,11 @@ class VcpuThread:
             self._run(vcpu)
         except HypervisorCallError as error:
             self._owner.end(
-                End(kind=EndKind.HOST_ERROR, what=f"vCPU {self.index}: {error.message}")
+                End(
+                    kind=EndKind.HOST_ERROR,
+                    what=f"vCPU {self.index}: {error.message}",
+                    cpu_state=self._cpu_state(vcpu),
+                )
             )
         except BaseException as error:
             # A bug of a bus device, or of ours. Nobody else would hear of it on this thread.
