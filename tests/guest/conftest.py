@@ -1,5 +1,11 @@
-"""What the tests that boot Linux share."""
+"""What the tests that boot Linux share.
 
+They run on the backend that `microvm run` would take: under QEMU, or on our own VMM where KVM boots
+Linux. A session that is about one of them names it in MICROVM_GUESTS_ON, and skips its tests where
+it is not what would be taken.
+"""
+
+import functools
 import os
 import shutil
 import subprocess
@@ -9,28 +15,44 @@ from pathlib import Path
 
 import pytest
 
+from microvm import BackendUnavailable, MachineConfig
+from microvm._assembly import choose_backend
+from microvm.plugins import installed_plugins
 from microvm.testing.census import Census
 
 HERE = Path(__file__).parent
 
-BACKEND = "kvm" if os.environ.get("MICROVM_LAB") else "qemu"
-"""What the machines of these tests run on: in the lab on our own VMM, elsewhere under QEMU."""
 SLOWER = 10 if os.environ.get("MICROVM_LAB") else 1
 """By how much more is to be waited: the lab's CPU is one in software."""
 
 Cli = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
+@functools.cache
+def chosen() -> tuple[str, str]:
+    """The backend that is taken here when none is named, and why; in the lab there is no asking."""
+    if os.environ.get("MICROVM_LAB"):
+        return "kvm", "the lab has a KVM that boots Linux"
+    try:
+        _, choice = choose_backend(MachineConfig(), installed_plugins())
+    except BackendUnavailable as error:
+        return "none", error.message
+    return choice.name, choice.reason
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip, with the reason, what is about a QEMU process where there is none."""
-    if item.get_closest_marker("qemu") and BACKEND != "qemu":
+    """Skip, with the reason, what is not about the machines that there are here."""
+    name, reason = chosen()
+    if os.environ.get("MICROVM_GUESTS_ON", name) != name:
+        pytest.skip(f"machines here run on {name}: {reason}")
+    if item.get_closest_marker("qemu") and name != "qemu":
         pytest.skip("about QEMU's process; the machines here have none")
 
 
 @pytest.fixture(scope="session")
 def backend() -> str:
     """The backend that is chosen here when none is named."""
-    return BACKEND
+    return chosen()[0]
 
 
 @pytest.fixture(scope="session")
