@@ -15,6 +15,6 @@ for folder in proc sys dev; do
     mount -o move /$folder /root/$folder || die "moving /$folder"
 done
 mount -t tmpfs -o mode=755 run /root/run && mkdir /root/run/lab || die "mounting /run"
-cp /bin/busybox /second.sh /command.sh /root/run/lab
+cp /bin/busybox /second.sh /command.sh /hold-vm /root/run/lab
 # In this process: kernel threads share its root, and so find the host's modprobe.
 exec switch_root /root /run/lab/busybox sh /run/lab/second.sh

@@ -10,6 +10,7 @@ from pathlib import Path
 import attrs
 
 from microvm_guest.image.cpio import Entry, File, Symlink, archive
+from tools.lab import hold_vm
 
 HERE = Path(__file__).parent
 
@@ -98,6 +99,7 @@ def initramfs(busybox: bytes, modules: Mapping[str, bytes], command: str) -> byt
         *(Symlink(f"bin/{applet}", "busybox") for applet in APPLETS),
         File("init", b"#!/bin/busybox sh\n" + (HERE / "first.sh").read_bytes(), mode=0o755),
         File("second.sh", (HERE / "second.sh").read_bytes()),
+        File("hold-vm", hold_vm.program(), mode=0o755),
         File("command.sh", command.encode(errors="surrogateescape")),
     ]
     for number, (name, module) in enumerate(modules.items()):

@@ -20,5 +20,6 @@ until [ -c /dev/vport0p1 ] && [ -c /dev/vport0p2 ]; do
     $busybox usleep 10000
 done
 [ -c /dev/kvm ] || die "finding /dev/kvm"
+/run/lab/hold-vm & # says why itself: hold_vm.py
 echo "lab: up" >/dev/console
 . /run/lab/command.sh
