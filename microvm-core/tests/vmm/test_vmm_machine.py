@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -355,6 +356,33 @@ async def test_a_call_that_fails_at_the_start_is_the_error_and_leaves_nothing(
     assert all(vm.closed for vm in machine.hypervisor.vms)
 
 
+async def test_no_vcpu_runs_before_all_are_there(machine_on, leaves_nothing) -> None:
+    started = []
+
+    def script(vcpu):
+        started.append(vcpu.index)
+        yield Spin()
+
+    class SecondFails(FakeHypervisor):
+        def create_vm(self, *, vcpu_count):
+            vm = super().create_vm(vcpu_count=vcpu_count)
+            create = vm.create_vcpu
+
+            def create_vcpu(index):
+                if index == 1:
+                    time.sleep(0.05)
+                    raise HypervisorCallError("create_vcpu", 12)
+                return create(index)
+
+            vm.create_vcpu = create_vcpu
+            return vm
+
+    with pytest.raises(HypervisorCallError, match="create_vcpu failed"):
+        async with machine_on(script, script, hypervisor=SecondFails(script, script)):
+            pass
+    assert started == []
+
+
 async def test_a_thread_that_the_host_does_not_give_is_an_error_that_says_so(
     machine_on, leaves_nothing, monkeypatch
 ) -> None:
@@ -545,11 +573,19 @@ async def test_a_launch_that_no_machine_takes_over_is_ended(machine_on, leaves_n
             (0x70, 1), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11), (0x70, 15), (0x70, 0)
         )
     ]  # fmt: skip
-    # The last write waits for a loop that never comes.
-    machine = machine_on(guest(*ready, Spin()), devices=[UPPER])
+    begun = threading.Event()
+
+    def script(vcpu):
+        yield from ready[:-1]
+        begun.set()
+        yield ready[-1]  # waits for a loop that never comes
+        yield Spin()
+
+    machine = machine_on(script, devices=[UPPER])
     with trio.fail_after(WITHIN_S):
         async with prelaunched(machine):
-            pass
+            begun.wait(WITHIN_S)
+            await trio.sleep(0.05)
     assert machine.hypervisor.vms[0].closed
 
 
