@@ -61,11 +61,19 @@ def test_each_name_of_the_facade_can_be_fetched():
         imported_by("import microvm; microvm.no_such_name")
 
 
+def test_what_a_guest_needs_to_run_is_there_without_trio():
+    modules = imported_by(
+        "import microvm.vmm.platform, microvm.vmm.engine, microvm.boot.protocols\n"
+        "import microvm_kvm._kvm, microvm_kvm._probe, microvm_devices.vsock.device"
+    )
+    assert "trio" not in modules
+
+
 def test_loading_every_plugin_of_ours_imports_neither_trio_nor_cffi():
     modules = imported_by(
         "from microvm.plugins import installed_plugins\n"
         "states = {s.record.key: s.state.value for s in installed_plugins().examine()}\n"
-        "ours = ['backend/qemu', 'device/vsock', 'provisioner/agent']\n"
+        "ours = ['backend/kvm', 'backend/qemu', 'device/vsock', 'provisioner/agent']\n"
         "assert all(states[key] == 'ok' for key in ours), states"
     )
     assert heavy(modules) & {"trio", "cffi"} == set()

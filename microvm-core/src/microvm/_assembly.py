@@ -200,9 +200,7 @@ def _in_worker(assembly: Assembly) -> Assembly:
     choice, channels = assembly.backend, WorkerChannels()
     reason = f"{choice.reason}; in a worker process, as isolation asks"
     log.info("backend %s: in a worker process", choice.name)
-    has_channels = (
-        assembly.channels is not None or Capability.OWN_CHANNELS in assembly.capabilities
-    )
+    has_channels = assembly.channels is not None or Capability.OWN_CHANNELS in assembly.capabilities
     return attrs.evolve(
         assembly,
         backend=attrs.evolve(choice, reason=reason),

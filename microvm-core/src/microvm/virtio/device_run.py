@@ -7,9 +7,8 @@ device would leave while the device's frames, and their views of guest memory, a
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -18,8 +17,6 @@ from microvm.errors import GuestError
 
 if TYPE_CHECKING:
     from microvm.abc import Activation, VirtioDevice
-
-log = logging.getLogger("microvm.virtio")
 
 
 class DeviceRun:
@@ -96,27 +93,3 @@ class RunDoorbell(Doorbell):
             await trio.lowlevel.checkpoint()
             return
         await self._doorbell.wait()
-
-
-class FaultLog:
-    """Tells of a driver's faults: each once, and only so many, since a guest can repeat them."""
-
-    MAX_REPORTS: Final = 10
-
-    def __init__(self, device: VirtioDevice) -> None:
-        self._device = device
-        self._reports = 0
-
-    def report(self, error: GuestError) -> None:
-        """Log that the device rests, and why."""
-        self._reports += 1
-        if self._reports > self.MAX_REPORTS:
-            return
-        log.warning(
-            "%s (virtio device %d) rests until its driver resets it: %s%s",
-            type(self._device).__name__,
-            self._device.device_id,
-            # Its words: a handler that keeps the record would keep the traceback, and the memory.
-            str(error),
-            " Further faults are not logged." if self._reports == self.MAX_REPORTS else "",
-        )

@@ -25,20 +25,22 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import attrs
-import trio
 
 from microvm.abc import Activation, ActiveQueue, BusDevice, IrqLine
 from microvm.errors import QueueError
-from microvm.virtio.device_run import DeviceRun, FaultLog, RunDoorbell
+from microvm.virtio.fault_log import FaultLog
 from microvm.virtio.features import DEVICE_TYPE_MASK, RING_FEATURES, VERSION_1
 from microvm.virtio.queue import QueueLayout, VirtQueue
 from microvm.virtio.status import DeviceStatus
 
 if TYPE_CHECKING:
+    import trio
+
     from microvm._loop_calls import Call, LoopCalls
     from microvm.abc import GuestDoorbell, VirtioDevice
     from microvm.errors import GuestError
     from microvm.memory import GuestMemory
+    from microvm.virtio.device_run import DeviceRun
 
 MAGIC: Final = 0x7472_6976
 """``virt``."""
@@ -396,12 +398,16 @@ class VirtioMmioTransport(BusDevice):
 
     # --- the device's side -----------------------------------------------------------------
 
-    async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    # trio is imported where it is used: a guest may run before a program has imported it.
+
+    async def serve(self, task_status: trio.TaskStatus[None]) -> None:
         """Run the device whenever its driver has it in use, until cancelled.
 
         When it returns, the run has ended and the device has been told to forget its guest. vCPUs
         may run meanwhile: no run begins any more, and a reset waits for the end of the last one.
         """
+        import trio
+
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -445,6 +451,8 @@ class VirtioMmioTransport(BusDevice):
         # Dropped at the end of the machine, and when a fault came before: it rests until a reset.
         if self._nursery is None or self._signals.needs_reset or handover is not self._handed:
             return
+        from microvm.virtio.device_run import DeviceRun, RunDoorbell
+
         line = _UsedBufferLine(self._signals)
 
         def activate() -> Activation:
@@ -479,6 +487,8 @@ class VirtioMmioTransport(BusDevice):
             answered()
 
     async def _end_for_reset(self, answered: Call) -> None:
+        import trio
+
         try:
             # Also when the machine ends: the driver was promised a quiet device.
             with trio.CancelScope(shield=True):

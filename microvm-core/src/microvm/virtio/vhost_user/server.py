@@ -18,7 +18,8 @@ import trio
 from microvm._groups import only_error
 from microvm.abc import Activation, ActiveQueue, VirtioDevice
 from microvm.errors import BackendError, GuestError
-from microvm.virtio.device_run import DeviceRun, FaultLog, RunDoorbell
+from microvm.virtio.device_run import DeviceRun, RunDoorbell
+from microvm.virtio.fault_log import FaultLog
 from microvm.virtio.features import VERSION_1
 from microvm.virtio.queue import VirtQueue
 from microvm.virtio.vhost_user.mapping import MappedMemory
