@@ -93,7 +93,7 @@ TABLE: list[tuple[memoryview, VcpuExit]] = [
 ]
 
 
-@pytest.mark.parametrize(("run", "expected"), TABLE, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("run", "expected"), TABLE, ids=[str(exit_)[:40] for _, exit_ in TABLE])
 def test_an_exit_says_what_the_kernel_left(run: memoryview, expected: VcpuExit) -> None:
     decoded = decode(run)
     assert decoded == expected
