@@ -34,6 +34,11 @@ class LoopCalls:
         self._closed = False
         self._asking: set[threading.Event] = set()
 
+    @property
+    def attached(self) -> bool:
+        """Whether there is a loop to call into."""
+        return self._token is not None
+
     def attach(self, token: trio.lowlevel.TrioToken) -> None:
         """Let the calls through: from the trio thread, once whatever they use is there."""
         with self._lock:

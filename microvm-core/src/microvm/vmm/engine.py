@@ -191,7 +191,7 @@ class Engine:
         self._plan.timeline.mark("vcpus")
 
     def close(self) -> None:
-        """End what runs and give everything back. Blocks for about a millisecond."""
+        """End what runs and give everything back. Blocks: KVM takes some 20 ms to forget a VM."""
         self.end(End(kind=EndKind.ASKED))
         # A thread may wait for an answer of a loop that never came, or has gone.
         self.calls.close()

@@ -35,6 +35,7 @@ class VmmMachine(RunningMachine):
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._vcpus_ended = trio.Event()
+        self._served = trio.Event()
         self._ended = trio.Event()
         self._outcome: MachineOutcome | None = None
         self._paused = False
@@ -101,35 +102,49 @@ class VmmMachine(RunningMachine):
 
     # --- for the platform ----------------------------------------------------------------
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def served(self) -> None:
+        """Wait until `run` serves the devices, or has ended."""
+        await self._served.wait()
+
+    async def run(self) -> None:
         """Serve the devices until the vCPUs have ended; then the outcome stands.
+
+        Not to be cancelled from without: `kill` ends it, the vCPUs first and the devices after
+        them, so that no guest runs on with devices that are gone.
 
         Raises whatever a device raises that is no guest's fault, when the vCPUs have ended.
         """
         engine = self._engine
-        token = trio.lowlevel.current_trio_token()
         engine.attend(on_signs=self._on_signs, on_ended=self._vcpus_ended.set)
-        attached = False
         try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                for transport in engine.transports:
-                    await nursery.start(self._serve, transport)
-                engine.calls.attach(token)
-                attached = True
-                nursery.start_soon(self._watch_idle)
-                task_status.started()
-                await self._vcpus_ended.wait()
-                nursery.cancel_scope.cancel()
+            async with trio.open_nursery() as devices:
+                devices.cancel_scope.shield = True
+                try:
+                    for transport in engine.transports:
+                        await devices.start(self._serve, transport)
+                    async with trio.open_nursery() as nursery:
+                        self._nursery = nursery
+                        engine.calls.attach(trio.lowlevel.current_trio_token())
+                        nursery.start_soon(self._watch_idle)
+                        self._served.set()
+                        await self._vcpus_ended.wait()
+                        nursery.cancel_scope.cancel()
+                finally:
+                    self._nursery = None
+                    with trio.CancelScope(shield=True):
+                        await self._end_vcpus()
+                devices.cancel_scope.cancel()
         finally:
-            self._nursery = None
-            engine.end(End(kind=EndKind.ASKED))
-            if not attached:
-                engine.calls.attach(token)
-            with trio.CancelScope(shield=True):
-                await self._vcpus_ended.wait()
             engine.calls.close()
             self._conclude()
+            self._served.set()
+
+    async def _end_vcpus(self) -> None:
+        """See that they have ended, also when the devices could not be served at all."""
+        self._engine.end(End(kind=EndKind.ASKED))
+        if not self._engine.calls.attached:
+            self._engine.calls.attach(trio.lowlevel.current_trio_token())
+        await self._vcpus_ended.wait()
 
     async def _serve(
         self, transport: VirtioMmioTransport, task_status: trio.TaskStatus[None]

@@ -64,8 +64,10 @@ class HypervisorPlatform(HostedPlatform):
             machine = VmmMachine(engine)
             try:
                 async with trio.open_nursery() as nursery:
-                    await nursery.start(machine.run)
                     try:
+                        # Not `nursery.start`: cancelled, it would wait for a task that isn't.
+                        nursery.start_soon(machine.run)
+                        await machine.served()
                         yield machine
                     finally:
                         with trio.CancelScope(shield=True):
@@ -73,7 +75,9 @@ class HypervisorPlatform(HostedPlatform):
             except BaseExceptionGroup as group:
                 raise only_error(group) from None
         finally:
-            engine.close()
+            # The kernel takes some 20 ms to forget a VM.
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(engine.close)
 
     def _launch(self, plan: MachinePlan, protocol: BootProtocol) -> Engine:
         from microvm.vmm.engine import Engine
