@@ -251,6 +251,9 @@ def kvm(session: nox.Session) -> None:
     _pytest(session, "-m", "kvm", "microvm-kvm/tests")
     session.run("microvm", "image", "build")
     session.env["MICROVM_GUESTS_ON"] = "kvm"
+    fit = "from microvm_kvm.plugin import probe; print(probe({}).usable)"
+    if "True" in str(session.run("python", "-c", fit, silent=True)):
+        session.env.update(_debian_guest(session))
     _pytest(session, *LINUX_ON_KVM)
 
 

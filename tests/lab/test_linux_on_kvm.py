@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -137,14 +138,32 @@ async def test_a_guest_is_paused_and_its_clock_told() -> None:
         assert b"soft lockup" not in log.stdout
 
 
-def test_kill_9_takes_the_guest_with_it() -> None:
-    command = [sys.executable, "-m", "microvm", "run", "--backend", "kvm"]
+@pytest.mark.parametrize("isolation", ["inline", "process"])
+def test_kill_9_takes_the_guest_with_it(isolation: str) -> None:
+    command = [sys.executable, "-m", "microvm", "run", "--backend", "kvm", "--isolation", isolation]
     with subprocess.Popen(
         [*command, "--", "sh", "-c", "echo up; sleep 1000"], stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-        assert children == ""
+        machines = {pid for pid in (process.pid, *children_of(process.pid)) if has_vcpu(pid)}
+        assert (process.pid in machines) == (isolation == "inline")
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
+    deadline = time.monotonic() + 20
+    while any(has_vcpu(pid) for pid in machines):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def children_of(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def has_vcpu(pid: int) -> bool:
+    try:
+        links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    except FileNotFoundError:
+        return False
+    return any("kvm-vcpu" in link for link in links)
