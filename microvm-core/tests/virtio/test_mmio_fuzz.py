@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from microvm.testing.mmio_bench import MEMORY_BYTES, Bench, UpperDevice, build
-from microvm.virtio import mmio
 from microvm.virtio.features import RING_EVENT_IDX, RING_FEATURES, RING_INDIRECT_DESC
+from microvm.virtio.mmio import registers, transport
 
-REGISTERS = st.sampled_from(sorted({*mmio._READERS, *mmio._WRITERS}))
+REGISTERS = st.sampled_from(sorted({*transport._READERS, *transport._WRITERS}))
 OFFSETS = st.one_of(REGISTERS, REGISTERS, st.integers(0, 0xFFF))
 SIZES = st.one_of(st.just(4), st.sampled_from([1, 2, 4, 8]))
 VALUES = st.one_of(
@@ -118,7 +118,7 @@ class AnyGuest(RuleBasedStateMachine):
         for other in others:
             other.join()
         assert self.driver.status == 0
-        assert self.driver.read(mmio.INTERRUPT_STATUS) == 0
+        assert self.driver.read(registers.INTERRUPT_STATUS) == 0
         assert not self.bench.device.running
 
     @rule(seconds=st.sampled_from([0.0, 0.0, 0.001]))

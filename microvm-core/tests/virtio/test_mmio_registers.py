@@ -12,8 +12,8 @@ from microvm.errors import QueueError
 from microvm.memory import GuestMemory, GuestRegion
 from microvm.testing.mmio_bench import QUEUE_SIZE, UpperDevice, build
 from microvm.testing.mmio_driver import MmioDriver
-from microvm.virtio import mmio
 from microvm.virtio.features import RING_FEATURES, RING_PACKED, VERSION_1
+from microvm.virtio.mmio import registers
 from microvm.virtio.queue import QueueLayout
 
 DEVICE_FEATURE = 1 << 3
@@ -44,7 +44,7 @@ def test_a_register_read_with_another_width_is_0(bench, register, size) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 8])
 def test_a_register_written_with_another_width_keeps_its_value(bench, driver, size) -> None:
-    bench.transport.write(mmio.STATUS, size, 1)
+    bench.transport.write(registers.STATUS, size, 1)
     assert driver.status == 0
 
 
@@ -56,8 +56,8 @@ def test_unknown_legacy_and_unaligned_registers_read_0_and_take_nothing(bench, o
 
 def test_there_is_no_shared_memory_region(driver) -> None:
     driver.write(0x0AC, 7)
-    assert driver.read(mmio.SHM_LEN_LOW) == 0xFFFF_FFFF
-    assert driver.read(mmio.SHM_LEN_HIGH) == 0xFFFF_FFFF
+    assert driver.read(registers.SHM_LEN_LOW) == 0xFFFF_FFFF
+    assert driver.read(registers.SHM_LEN_HIGH) == 0xFFFF_FFFF
 
 
 def test_the_devices_features_and_the_rings_are_offered(driver) -> None:
@@ -65,8 +65,8 @@ def test_the_devices_features_and_the_rings_are_offered(driver) -> None:
 
 
 def test_a_features_selector_beyond_the_second_word_reads_0(driver) -> None:
-    driver.write(mmio.DEVICE_FEATURES_SEL, 2)
-    assert driver.read(mmio.DEVICE_FEATURES) == 0
+    driver.write(registers.DEVICE_FEATURES_SEL, 2)
+    assert driver.read(registers.DEVICE_FEATURES) == 0
 
 
 @pytest.mark.parametrize("address", [0xFFD, 0xFFE, 0xFFF])
@@ -84,9 +84,9 @@ def test_3_an_access_over_the_windows_end_is_not_the_devices(bench, driver, addr
 def test_3_a_string_instruction_is_as_many_accesses_of_its_width(bench, driver) -> None:
     bus = Bus("address")
     bus.insert(0x1000, 0x1000, bench.transport)
-    bus.write_many(0x1000 + mmio.STATUS, 4, b"\1\0\0\0\3\0\0\0\1\0\0\0")
+    bus.write_many(0x1000 + registers.STATUS, 4, b"\1\0\0\0\3\0\0\0\1\0\0\0")
     assert driver.status == 3
-    bus.write_many(0x1000 + mmio.STATUS, 1, bytes(4))
+    bus.write_many(0x1000 + registers.STATUS, 1, bytes(4))
     assert driver.status == 3
     assert bus.read_many(0x1000, 4, 2) == b"virtvirt"
     assert bus.read_many(0x1000, 2, 2) == bytes(4)
@@ -166,8 +166,8 @@ def test_a_feature_beyond_the_second_word_is_remembered_as_wrong(driver) -> None
     driver.status = 1
     driver.status = 3
     driver.accept(VERSION_1)
-    driver.write(mmio.DRIVER_FEATURES_SEL, 2)
-    driver.write(mmio.DRIVER_FEATURES, 1)
+    driver.write(registers.DRIVER_FEATURES_SEL, 2)
+    driver.write(registers.DRIVER_FEATURES, 1)
     driver.status = 11
     assert driver.status == 3
 
@@ -184,38 +184,38 @@ def test_features_can_not_be_changed_after_features_ok(bench, driver) -> None:
 def test_a_queue_that_is_not_there_reads_0_and_takes_nothing(bench, driver, queue) -> None:
     driver.negotiate()
     driver.set_queue(0, bench.queues[0].layout)
-    driver.write(mmio.QUEUE_SEL, queue)
-    for register in (mmio.QUEUE_NUM, mmio.QUEUE_DESC_LOW, mmio.QUEUE_READY):
+    driver.write(registers.QUEUE_SEL, queue)
+    for register in (registers.QUEUE_NUM, registers.QUEUE_DESC_LOW, registers.QUEUE_READY):
         driver.write(register, 1)
-    assert driver.read(mmio.QUEUE_NUM_MAX) == 0
-    assert driver.read(mmio.QUEUE_READY) == 0
+    assert driver.read(registers.QUEUE_NUM_MAX) == 0
+    assert driver.read(registers.QUEUE_READY) == 0
 
 
 @pytest.mark.parametrize("size", [0, 3, 17, 2 * QUEUE_SIZE, 257, 0x10000, 0xFFFF_FFFF])
 def test_a_queue_of_a_size_that_can_not_be_does_not_become_ready(bench, driver, size) -> None:
     driver.negotiate()
     driver.set_queue(0, bench.queues[0].layout)
-    driver.write(mmio.QUEUE_READY, 0)
-    driver.write(mmio.QUEUE_NUM, size)
-    driver.write(mmio.QUEUE_READY, 1)
-    assert driver.read(mmio.QUEUE_READY) == 0
+    driver.write(registers.QUEUE_READY, 0)
+    driver.write(registers.QUEUE_NUM, size)
+    driver.write(registers.QUEUE_READY, 1)
+    assert driver.read(registers.QUEUE_READY) == 0
 
 
 def test_a_ready_queues_size_and_place_are_fixed(bench, driver) -> None:
     driver.negotiate()
     layout = bench.queues[0].layout
     driver.set_queue(0, layout)
-    driver.write(mmio.QUEUE_NUM, 2)
-    driver.write(mmio.QUEUE_DESC_LOW, 0xDEAD_0000)
+    driver.write(registers.QUEUE_NUM, 2)
+    driver.write(registers.QUEUE_DESC_LOW, 0xDEAD_0000)
     driver.status = 15
-    driver.write(mmio.QUEUE_NUM, 4)
+    driver.write(registers.QUEUE_NUM, 4)
     (queue,) = bench.transport._handed.queues
     assert queue.layout == layout
 
 
 def test_a_queue_is_set_up_between_features_ok_and_driver_ok_only(bench, driver) -> None:
     driver.set_queue(0, bench.queues[0].layout)
-    assert driver.read(mmio.QUEUE_READY) == 0
+    assert driver.read(registers.QUEUE_READY) == 0
 
 
 def test_the_device_gets_the_queues_up_to_the_first_that_is_not_ready(bench, driver) -> None:
@@ -269,14 +269,14 @@ BAD_PLACES = {
 def test_rings_that_can_not_be_used_are_refused_at_driver_ok(bench, driver, change) -> None:
     place = {"desc": 0x4000, "avail": 0x5000, "used": 0x6000, **change}
     driver.negotiate()
-    driver.write(mmio.QUEUE_NUM, 16)
+    driver.write(registers.QUEUE_NUM, 16)
     for low, name in ((0x80, "desc"), (0x90, "avail"), (0xA0, "used")):
         driver.write(low, place[name] & 0xFFFF_FFFF)
         driver.write(low + 4, place[name] >> 32)
-    driver.write(mmio.QUEUE_READY, 1)
+    driver.write(registers.QUEUE_READY, 1)
     driver.status = 15
     assert driver.status == 15 | 0x40
-    assert driver.take_interrupt() == mmio.INTERRUPT_CONFIG_CHANGE
+    assert driver.take_interrupt() == registers.INTERRUPT_CONFIG_CHANGE
     assert bench.irq.triggers == 1
     driver.reset()
     assert driver.status == 0
@@ -295,16 +295,16 @@ def test_a_doorbell_before_driver_ok_or_of_no_queue_is_not_heard(bench, driver) 
 
 def test_an_acknowledgement_clears_only_what_it_names(bench, driver) -> None:
     bench.transport.config_changed()
-    driver.write(mmio.INTERRUPT_ACK, 1)
-    assert driver.read(mmio.INTERRUPT_STATUS) == 2
-    driver.write(mmio.INTERRUPT_ACK, 0xFFFF_FFFF)
-    assert driver.read(mmio.INTERRUPT_STATUS) == 0
+    driver.write(registers.INTERRUPT_ACK, 1)
+    assert driver.read(registers.INTERRUPT_STATUS) == 2
+    driver.write(registers.INTERRUPT_ACK, 0xFFFF_FFFF)
+    assert driver.read(registers.INTERRUPT_STATUS) == 0
 
 
 def test_a_configuration_change_is_told_and_seen_in_the_generation(bench, driver) -> None:
-    before = driver.read(mmio.CONFIG_GENERATION)
+    before = driver.read(registers.CONFIG_GENERATION)
     bench.transport.config_changed()
-    assert driver.read(mmio.CONFIG_GENERATION) != before
+    assert driver.read(registers.CONFIG_GENERATION) != before
     assert bench.irq.triggers == 1
 
 
@@ -343,6 +343,6 @@ def test_whatever_a_guest_does_to_the_registers_every_access_is_answered(accesse
         if value is None:
             answer = bench.transport.read(offset, size)
             assert 0 <= answer < 1 << 8 * size
-        elif bench.transport._handed is None or offset != mmio.STATUS:
+        elif bench.transport._handed is None or offset != registers.STATUS:
             bench.transport.write(offset, size, value & ((1 << 8 * size) - 1))
     assert bench.driver.status & ~0xCF == 0

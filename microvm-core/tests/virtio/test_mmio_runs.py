@@ -13,7 +13,7 @@ import trio
 from microvm.testing.flipping import flipping
 from microvm.testing.mmio_bench import MEMORY_BYTES, Bench, UpperDevice, build, served
 from microvm.testing.mmio_driver import on_cpu
-from microvm.virtio import mmio
+from microvm.virtio.mmio import registers
 
 
 async def start(bench: Bench) -> None:
@@ -40,7 +40,7 @@ async def test_a_driver_is_served_and_interrupted() -> None:
         await start(bench)
         assert await ask(bench) == b"ABC"
         await bench.irq.wait()
-        assert await on_cpu(bench.driver.take_interrupt) == mmio.INTERRUPT_USED_BUFFER
+        assert await on_cpu(bench.driver.take_interrupt) == registers.INTERRUPT_USED_BUFFER
 
 
 async def test_what_was_offered_before_the_device_ran_is_served_without_a_doorbell() -> None:
@@ -68,7 +68,7 @@ async def test_a_reset_returns_when_the_run_has_ended_and_not_before() -> None:
         assert not bench.device.running
         assert bench.device.diary == ["reset", "run", "end"]
         assert bench.driver.status == 0
-        assert bench.driver.read(mmio.QUEUE_READY) == 0
+        assert bench.driver.read(registers.QUEUE_READY) == 0
 
 
 async def test_after_a_reset_nothing_interrupts_and_no_memory_is_written() -> None:
@@ -79,7 +79,7 @@ async def test_after_a_reset_nothing_interrupts_and_no_memory_is_written() -> No
         triggers = bench.irq.triggers
         activation.queues[0].irq.trigger()
         assert bench.irq.triggers == triggers
-        assert bench.driver.read(mmio.INTERRUPT_STATUS) == 0
+        assert bench.driver.read(registers.INTERRUPT_STATUS) == 0
         with pytest.raises(ValueError, match="released"):
             activation.queues[0].queue.pop()
 
@@ -179,7 +179,7 @@ async def test_a_driver_that_breaks_a_rule_is_told_to_reset_and_then_served_agai
         await on_cpu(bench.driver.notify, 0)
         await bench.irq.wait()
         assert bench.driver.status == 15 | 0x40
-        assert bench.driver.take_interrupt() & mmio.INTERRUPT_CONFIG_CHANGE
+        assert bench.driver.take_interrupt() & registers.INTERRUPT_CONFIG_CHANGE
         # Silence: the device looks at nothing of this driver's any more.
         bench.queues[0].add([b"more"], [64])
         await on_cpu(bench.driver.notify, 0)
@@ -249,12 +249,12 @@ async def test_a_driver_that_takes_a_queue_back_finds_the_device_quiet() -> None
         await start(bench)
 
         def take_back() -> None:
-            bench.driver.write(mmio.QUEUE_SEL, 0)
-            bench.driver.write(mmio.QUEUE_READY, 0)
+            bench.driver.write(registers.QUEUE_SEL, 0)
+            bench.driver.write(registers.QUEUE_READY, 0)
 
         await on_cpu(take_back)
         assert not bench.device.running
-        assert bench.driver.read(mmio.QUEUE_READY) == 0
+        assert bench.driver.read(registers.QUEUE_READY) == 0
 
 
 async def test_a_pause_keeps_the_queues_and_what_was_rung_meanwhile() -> None:

@@ -21,10 +21,11 @@ import pytest
 import trio
 
 from microvm.abc import Activation, VirtioDevice
-from microvm.testing.micro_guest import CONFIG, MicroGuest
+from microvm.testing.micro_guest import MicroGuest
 from microvm.virtio.chain import DESCRIPTOR
 from microvm.virtio.features import VERSION_1
 from microvm.virtio.ids import DeviceType
+from microvm.virtio.mmio.registers import CONFIG
 from microvm.virtio.queue import QueueLayout
 from microvm.virtio.vhost_user import serve_vhost_user
 

@@ -14,27 +14,13 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from microvm.virtio.mmio import registers
+
 if TYPE_CHECKING:
     from microvm.virtio.queue import QueueLayout
 
 LOAD_ADDRESS: Final = 0x20_0000
 """Where the code is loaded and entered."""
-
-# virtio-mmio registers (4.2.2 MMIO Device Register Layout).
-_DEVICE_ID: Final = 0x08
-_DRIVER_FEATURES: Final = 0x20
-_DRIVER_FEATURES_SEL: Final = 0x24
-_QUEUE_SEL: Final = 0x30
-_QUEUE_NUM: Final = 0x38
-_QUEUE_READY: Final = 0x44
-_QUEUE_NOTIFY: Final = 0x50
-_STATUS: Final = 0x70
-_QUEUE_DESC: Final = 0x80
-_QUEUE_AVAIL: Final = 0x90
-_QUEUE_USED: Final = 0xA0
-CONFIG: Final = 0x100
-"""Where the configuration space begins."""
-
 
 # ELF-64 Object File Format 1.5, "File header" and "Program header table". The code within is of 32
 # bits all the same: a PVH entry is.
@@ -129,24 +115,24 @@ class MicroGuest:
     def drive(self, queues: Sequence[QueueLayout], features: int) -> None:
         """Take the device at EBX into use: these queues, these features, DRIVER_OK."""
         for status in (0, 1, 3):
-            self.write_register(_STATUS, status)
+            self.write_register(registers.STATUS, status)
         for half in (0, 1):
-            self.write_register(_DRIVER_FEATURES_SEL, half)
-            self.write_register(_DRIVER_FEATURES, features >> 32 * half & 0xFFFF_FFFF)
-        self.write_register(_STATUS, 11)
+            self.write_register(registers.DRIVER_FEATURES_SEL, half)
+            self.write_register(registers.DRIVER_FEATURES, features >> 32 * half & 0xFFFF_FFFF)
+        self.write_register(registers.STATUS, 11)
         for index, layout in enumerate(queues):
-            self.write_register(_QUEUE_SEL, index)
-            self.write_register(_QUEUE_NUM, layout.size)
+            self.write_register(registers.QUEUE_SEL, index)
+            self.write_register(registers.QUEUE_NUM, layout.size)
             for register, address in (
-                (_QUEUE_DESC, layout.desc),
-                (_QUEUE_AVAIL, layout.avail),
-                (_QUEUE_USED, layout.used),
+                (registers.QUEUE_DESC_LOW, layout.desc),
+                (registers.QUEUE_DRIVER_LOW, layout.avail),
+                (registers.QUEUE_DEVICE_LOW, layout.used),
             ):
                 self.write_register(register, address & 0xFFFF_FFFF)
                 self.write_register(register + 4, address >> 32)
-            self.write_register(_QUEUE_READY, 1)
-        self.write_register(_STATUS, 15)
+            self.write_register(registers.QUEUE_READY, 1)
+        self.write_register(registers.STATUS, 15)
 
     def notify(self, queue: int) -> None:
         """Ring a queue's doorbell."""
-        self.write_register(_QUEUE_NOTIFY, queue)
+        self.write_register(registers.QUEUE_NOTIFY, queue)

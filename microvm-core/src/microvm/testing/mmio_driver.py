@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from microvm.virtio import mmio
 from microvm.virtio.features import RING_FEATURES
+from microvm.virtio.mmio import registers
 
 if TYPE_CHECKING:
     from microvm.abc import BusDevice
@@ -47,22 +47,22 @@ class MmioDriver:
     @property
     def status(self) -> int:
         """The Status register; assigning writes it."""
-        return self.read(mmio.STATUS)
+        return self.read(registers.STATUS)
 
     @status.setter
     def status(self, value: int) -> None:
-        self.write(mmio.STATUS, value)
+        self.write(registers.STATUS, value)
 
     @property
     def offered(self) -> int:
         """The features that the device offers."""
-        return self._read_halves(mmio.DEVICE_FEATURES_SEL, mmio.DEVICE_FEATURES)
+        return self._read_halves(registers.DEVICE_FEATURES_SEL, registers.DEVICE_FEATURES)
 
     def accept(self, features: int) -> None:
         """Write what the driver wants of the features."""
         for half in (0, 1):
-            self.write(mmio.DRIVER_FEATURES_SEL, half)
-            self.write(mmio.DRIVER_FEATURES, features >> 32 * half & 0xFFFF_FFFF)
+            self.write(registers.DRIVER_FEATURES_SEL, half)
+            self.write(registers.DRIVER_FEATURES, features >> 32 * half & 0xFFFF_FFFF)
 
     def reset(self) -> None:
         """Write 0 to Status: returns when the device is quiet."""
@@ -79,16 +79,16 @@ class MmioDriver:
 
     def set_queue(self, index: int, layout: QueueLayout) -> None:
         """Say where a queue is, and make it ready (4.2.3.2 Virtqueue Configuration)."""
-        self.write(mmio.QUEUE_SEL, index)
-        self.write(mmio.QUEUE_NUM, layout.size)
+        self.write(registers.QUEUE_SEL, index)
+        self.write(registers.QUEUE_NUM, layout.size)
         for low, high, address in (
-            (mmio.QUEUE_DESC_LOW, mmio.QUEUE_DESC_HIGH, layout.desc),
-            (mmio.QUEUE_DRIVER_LOW, mmio.QUEUE_DRIVER_HIGH, layout.avail),
-            (mmio.QUEUE_DEVICE_LOW, mmio.QUEUE_DEVICE_HIGH, layout.used),
+            (registers.QUEUE_DESC_LOW, registers.QUEUE_DESC_HIGH, layout.desc),
+            (registers.QUEUE_DRIVER_LOW, registers.QUEUE_DRIVER_HIGH, layout.avail),
+            (registers.QUEUE_DEVICE_LOW, registers.QUEUE_DEVICE_HIGH, layout.used),
         ):
             self.write(low, address & 0xFFFF_FFFF)
             self.write(high, address >> 32)
-        self.write(mmio.QUEUE_READY, 1)
+        self.write(registers.QUEUE_READY, 1)
 
     def initialize(self, queues: Sequence[QueueLayout], features: int = RING_FEATURES) -> None:
         """From reset to DRIVER_OK."""
@@ -99,12 +99,12 @@ class MmioDriver:
 
     def notify(self, queue: int) -> None:
         """Ring a queue's doorbell by a store that the hypervisor did not take."""
-        self.write(mmio.QUEUE_NOTIFY, queue)
+        self.write(registers.QUEUE_NOTIFY, queue)
 
     def take_interrupt(self) -> int:
         """Read the interrupt status and acknowledge all of it."""
-        status = self.read(mmio.INTERRUPT_STATUS)
-        self.write(mmio.INTERRUPT_ACK, status)
+        status = self.read(registers.INTERRUPT_STATUS)
+        self.write(registers.INTERRUPT_ACK, status)
         return status
 
     def _read_halves(self, selector: int, register: int) -> int:

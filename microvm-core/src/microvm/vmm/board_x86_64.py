@@ -16,7 +16,8 @@ from microvm.legacy.cmos import CmosRtc
 from microvm.legacy.i8042 import I8042
 from microvm.legacy.reset_control import ResetControl
 from microvm.legacy.uart8250 import Uart8250
-from microvm.virtio.mmio import QUEUE_NOTIFY, VirtioMmioTransport
+from microvm.virtio.mmio import VirtioMmioTransport
+from microvm.virtio.mmio.registers import QUEUE_NOTIFY
 
 if TYPE_CHECKING:
     from microvm._loop_calls import LoopCalls

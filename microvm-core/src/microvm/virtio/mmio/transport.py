@@ -1,25 +1,7 @@
-"""virtio over memory-mapped registers (virtio 1.2, 4.2 Virtio Over MMIO).
-
-Who owns what. The registers belong to the bus: the vCPUs' threads, one at a time, under the
-range's lock. At DRIVER_OK the queues are made and handed to the device's task on the trio thread,
-which has them alone until its run ends. Both sides touch three words only (the interrupt status,
-"needs reset" and the configuration's generation), which have a lock of their own, `_Signals`,
-that nobody holds for longer than it takes to set a bit.
-
-The one rendezvous is a reset: when the driver's write of 0 to Status has returned, the device
-must no longer touch the guest's memory (2.4.1, 4.2.3.1), so the vCPU's thread waits for the run
-to end. It holds the bus range's lock meanwhile. Hence the rule that keeps this free of deadlock:
-*the device's side never takes the bus lock*, neither to interrupt nor to report a fault, and the
-trio thread never blocks on a vCPU (`microvm._loop_calls`).
-
-A driver moves through the states of `_NEXT`, one bit at a time (3.1.1 Driver Requirements: Device
-Initialization). Each register can be written in some of them, see `_WRITERS`; what comes out of
-turn is dropped. What Status reads is the driver's state and, or-ed to it, NEEDS_RESET.
-"""
+"""The transport: registers on the bus's side, runs on the device's. See the package."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -30,6 +12,8 @@ from microvm.abc import Activation, ActiveQueue, BusDevice, IrqLine
 from microvm.errors import QueueError
 from microvm.virtio.fault_log import FaultLog
 from microvm.virtio.features import DEVICE_TYPE_MASK, RING_FEATURES, VERSION_1
+from microvm.virtio.mmio import registers
+from microvm.virtio.mmio.signals import Signals, UsedBufferLine
 from microvm.virtio.queue import QueueLayout, VirtQueue
 from microvm.virtio.status import DeviceStatus
 
@@ -41,45 +25,6 @@ if TYPE_CHECKING:
     from microvm.errors import GuestError
     from microvm.memory import GuestMemory
     from microvm.virtio.device_run import DeviceRun
-
-MAGIC: Final = 0x7472_6976
-"""``virt``."""
-VERSION: Final = 2
-VENDOR_ID: Final = 0
-
-# 4.2.2 MMIO Device Register Layout.
-MAGIC_VALUE: Final = 0x000
-VERSION_REGISTER: Final = 0x004
-DEVICE_ID: Final = 0x008
-VENDOR_ID_REGISTER: Final = 0x00C
-DEVICE_FEATURES: Final = 0x010
-DEVICE_FEATURES_SEL: Final = 0x014
-DRIVER_FEATURES: Final = 0x020
-DRIVER_FEATURES_SEL: Final = 0x024
-QUEUE_SEL: Final = 0x030
-QUEUE_NUM_MAX: Final = 0x034
-QUEUE_NUM: Final = 0x038
-QUEUE_READY: Final = 0x044
-QUEUE_NOTIFY: Final = 0x050
-INTERRUPT_STATUS: Final = 0x060
-INTERRUPT_ACK: Final = 0x064
-STATUS: Final = 0x070
-QUEUE_DESC_LOW: Final = 0x080
-QUEUE_DESC_HIGH: Final = 0x084
-QUEUE_DRIVER_LOW: Final = 0x090
-QUEUE_DRIVER_HIGH: Final = 0x094
-QUEUE_DEVICE_LOW: Final = 0x0A0
-QUEUE_DEVICE_HIGH: Final = 0x0A4
-SHM_LEN_LOW: Final = 0x0B0
-SHM_LEN_HIGH: Final = 0x0B4
-SHM_BASE_LOW: Final = 0x0B8
-SHM_BASE_HIGH: Final = 0x0BC
-CONFIG_GENERATION: Final = 0x0FC
-CONFIG: Final = 0x100
-"""The device configuration space, from here on: accesses of any width."""
-
-INTERRUPT_USED_BUFFER: Final = 1
-INTERRUPT_CONFIG_CHANGE: Final = 2
 
 _WORD: Final = 0xFFFF_FFFF
 
@@ -101,6 +46,7 @@ _NEXT: Final = {
 _ANY: Final = frozenset({_RESET, _ACKNOWLEDGED, _DRIVER, _FEATURES_OK, _DRIVER_OK})
 _NEGOTIATING: Final = frozenset({_DRIVER})
 _SETTING_UP: Final = frozenset({_FEATURES_OK})
+_FROM_SETTING_UP: Final = frozenset({_FEATURES_OK, _DRIVER_OK})
 _CONFIGURABLE: Final = frozenset({_DRIVER, _FEATURES_OK, _DRIVER_OK})
 
 
@@ -114,67 +60,6 @@ class _QueueRegisters:
     desc: int = 0
     driver: int = 0
     device: int = 0
-
-
-class _Signals:
-    """The words that both sides touch, and the interrupt line. For any thread."""
-
-    def __init__(self, line: IrqLine) -> None:
-        self._line = line
-        self._lock = threading.Lock()
-        self._interrupt_status = 0
-        self._needs_reset = False
-        self._generation = 0
-
-    @property
-    def interrupt_status(self) -> int:
-        return self._interrupt_status
-
-    @property
-    def needs_reset(self) -> bool:
-        return self._needs_reset
-
-    @property
-    def generation(self) -> int:
-        return self._generation
-
-    def raise_interrupt(self, bit: int) -> None:
-        with self._lock:
-            self._interrupt_status |= bit
-        self._line.trigger()
-
-    def acknowledge(self, bits: int) -> None:
-        with self._lock:
-            self._interrupt_status &= ~bits
-
-    def need_reset(self, *, tell: bool) -> None:
-        """2.1.2: a device that needs a reset says so, and tells a driver that it has."""
-        self._needs_reset = True
-        if tell:
-            self.raise_interrupt(INTERRUPT_CONFIG_CHANGE)
-
-    def config_changed(self) -> None:
-        with self._lock:
-            self._generation = (self._generation + 1) & _WORD
-        self.raise_interrupt(INTERRUPT_CONFIG_CHANGE)
-
-    def reset(self) -> None:
-        with self._lock:
-            self._interrupt_status = 0
-            self._needs_reset = False
-
-
-class _UsedBufferLine(IrqLine):
-    """One run's way to interrupt its driver; dead once the run is over."""
-
-    def __init__(self, signals: _Signals) -> None:
-        self._signals = signals
-        self.live = True
-
-    def trigger(self) -> None:
-        """As `IrqLine.trigger`."""
-        if self.live:
-            self._signals.raise_interrupt(INTERRUPT_USED_BUFFER)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -212,7 +97,7 @@ class VirtioMmioTransport(BusDevice):
         self._memory = memory
         self._doorbells = tuple(doorbells)
         self._calls = calls
-        self._signals = _Signals(irq)
+        self._signals = Signals(irq)
         self._offered = device.features & DEVICE_TYPE_MASK | RING_FEATURES
         self._faults = FaultLog(device)
         self._nursery: trio.Nursery | None = None
@@ -244,23 +129,23 @@ class VirtioMmioTransport(BusDevice):
 
     def read(self, offset: int, size: int) -> int:
         """As `BusDevice.read`. Registers are of 32 bits; any other access reads 0 (4.2.2.2)."""
-        if offset >= CONFIG:
-            data = self._device.read_config(offset - CONFIG, size)
+        if offset >= registers.CONFIG:
+            data = self._device.read_config(offset - registers.CONFIG, size)
             return int.from_bytes(data[:size], "little")
         reader = _READERS.get(offset) if size == 4 else None
         return reader(self) if reader is not None else 0
 
     def write(self, offset: int, size: int, value: int) -> None:
         """As `BusDevice.write`. What is out of turn, of another width or unknown is dropped."""
-        if offset >= CONFIG:
+        if offset >= registers.CONFIG:
             if self._state in _CONFIGURABLE and not self._failed:
                 data = (value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
-                self._device.write_config(offset - CONFIG, data)
+                self._device.write_config(offset - registers.CONFIG, data)
             return
         entry = _WRITERS.get(offset) if size == 4 else None
         if entry is not None:
             writer, states = entry
-            if self._state in states and (not self._failed or offset == STATUS):
+            if self._state in states and (not self._failed or offset == registers.STATUS):
                 writer(self, value & _WORD)
 
     def _read_device_features(self) -> int:
@@ -360,26 +245,26 @@ class VirtioMmioTransport(BusDevice):
         """Make the queues, and give them to the device's task."""
         queues: list[VirtQueue] = []
         try:
-            for index, registers in enumerate(self._queues):
-                if not registers.ready:
+            for index, queue in enumerate(self._queues):
+                if not queue.ready:
                     break
-                queues.append(self._open_queue(index, registers))
+                queues.append(self._open_queue(index, queue))
         except QueueError as error:
-            for queue in queues:
-                queue.release()
+            for opened in queues:
+                opened.release()
             self._fault(error)
             return
         handover = _Handover(features=self._driver_features, queues=tuple(queues))
         self._handed = handover
         self._calls.post(partial(self._begin, handover, fresh=True))
 
-    def _open_queue(self, index: int, registers: _QueueRegisters) -> VirtQueue:
+    def _open_queue(self, index: int, queue: _QueueRegisters) -> VirtQueue:
         try:
             layout = QueueLayout(
-                size=registers.num,
-                desc=registers.desc,
-                avail=registers.driver,
-                used=registers.device,
+                size=queue.num,
+                desc=queue.desc,
+                avail=queue.driver,
+                used=queue.device,
             )
             return VirtQueue(self._memory, layout, features=self._driver_features)
         except QueueError as error:
@@ -453,7 +338,7 @@ class VirtioMmioTransport(BusDevice):
             return
         from microvm.virtio.device_run import DeviceRun, RunDoorbell
 
-        line = _UsedBufferLine(self._signals)
+        line = UsedBufferLine(self._signals)
 
         def activate() -> Activation:
             return Activation(
@@ -518,21 +403,21 @@ _Reader = Callable[[VirtioMmioTransport], int]
 _Writer = Callable[[VirtioMmioTransport, int], None]
 
 _READERS: Final[dict[int, _Reader]] = {
-    MAGIC_VALUE: lambda _: MAGIC,
-    VERSION_REGISTER: lambda _: VERSION,
-    DEVICE_ID: lambda transport: transport._device.device_id,
-    VENDOR_ID_REGISTER: lambda _: VENDOR_ID,
-    DEVICE_FEATURES: VirtioMmioTransport._read_device_features,
-    QUEUE_NUM_MAX: VirtioMmioTransport._read_queue_num_max,
-    QUEUE_READY: VirtioMmioTransport._read_queue_ready,
-    INTERRUPT_STATUS: lambda transport: transport._signals.interrupt_status,
-    STATUS: VirtioMmioTransport._read_status,
+    registers.MAGIC_VALUE: lambda _: registers.MAGIC,
+    registers.VERSION_REGISTER: lambda _: registers.VERSION,
+    registers.DEVICE_ID: lambda transport: transport._device.device_id,
+    registers.VENDOR_ID_REGISTER: lambda _: registers.VENDOR_ID,
+    registers.DEVICE_FEATURES: VirtioMmioTransport._read_device_features,
+    registers.QUEUE_NUM_MAX: VirtioMmioTransport._read_queue_num_max,
+    registers.QUEUE_READY: VirtioMmioTransport._read_queue_ready,
+    registers.INTERRUPT_STATUS: lambda transport: transport._signals.interrupt_status,
+    registers.STATUS: VirtioMmioTransport._read_status,
     # No shared memory regions: a length of -1 says that there is none (4.2.2).
-    SHM_LEN_LOW: lambda _: _WORD,
-    SHM_LEN_HIGH: lambda _: _WORD,
-    SHM_BASE_LOW: lambda _: _WORD,
-    SHM_BASE_HIGH: lambda _: _WORD,
-    CONFIG_GENERATION: lambda transport: transport._signals.generation,
+    registers.SHM_LEN_LOW: lambda _: _WORD,
+    registers.SHM_LEN_HIGH: lambda _: _WORD,
+    registers.SHM_BASE_LOW: lambda _: _WORD,
+    registers.SHM_BASE_HIGH: lambda _: _WORD,
+    registers.CONFIG_GENERATION: lambda transport: transport._signals.generation,
 }
 
 
@@ -541,20 +426,23 @@ def _address_writer(name: str, shift: int) -> _Writer:
 
 
 _WRITERS: Final[dict[int, tuple[_Writer, frozenset[int]]]] = {
-    DEVICE_FEATURES_SEL: (VirtioMmioTransport._write_device_features_sel, _ANY),
-    DRIVER_FEATURES_SEL: (VirtioMmioTransport._write_driver_features_sel, _ANY),
-    DRIVER_FEATURES: (VirtioMmioTransport._write_driver_features, _NEGOTIATING),
-    QUEUE_SEL: (VirtioMmioTransport._write_queue_sel, _ANY),
-    QUEUE_NUM: (VirtioMmioTransport._write_queue_num, _SETTING_UP),
-    QUEUE_READY: (VirtioMmioTransport._write_queue_ready, frozenset({_FEATURES_OK, _DRIVER_OK})),
-    QUEUE_NOTIFY: (VirtioMmioTransport._write_queue_notify, frozenset({_DRIVER_OK})),
-    INTERRUPT_ACK: (VirtioMmioTransport._write_interrupt_ack, _ANY),
-    STATUS: (VirtioMmioTransport._write_status, _ANY),
-    QUEUE_DESC_LOW: (_address_writer("desc", 0), _SETTING_UP),
-    QUEUE_DESC_HIGH: (_address_writer("desc", 32), _SETTING_UP),
-    QUEUE_DRIVER_LOW: (_address_writer("driver", 0), _SETTING_UP),
-    QUEUE_DRIVER_HIGH: (_address_writer("driver", 32), _SETTING_UP),
-    QUEUE_DEVICE_LOW: (_address_writer("device", 0), _SETTING_UP),
-    QUEUE_DEVICE_HIGH: (_address_writer("device", 32), _SETTING_UP),
+    registers.DEVICE_FEATURES_SEL: (VirtioMmioTransport._write_device_features_sel, _ANY),
+    registers.DRIVER_FEATURES_SEL: (VirtioMmioTransport._write_driver_features_sel, _ANY),
+    registers.DRIVER_FEATURES: (VirtioMmioTransport._write_driver_features, _NEGOTIATING),
+    registers.QUEUE_SEL: (VirtioMmioTransport._write_queue_sel, _ANY),
+    registers.QUEUE_NUM: (VirtioMmioTransport._write_queue_num, _SETTING_UP),
+    registers.QUEUE_READY: (
+        VirtioMmioTransport._write_queue_ready,
+        frozenset({_FEATURES_OK, _DRIVER_OK}),
+    ),
+    registers.QUEUE_NOTIFY: (VirtioMmioTransport._write_queue_notify, frozenset({_DRIVER_OK})),
+    registers.INTERRUPT_ACK: (VirtioMmioTransport._write_interrupt_ack, _ANY),
+    registers.STATUS: (VirtioMmioTransport._write_status, _ANY),
+    registers.QUEUE_DESC_LOW: (_address_writer("desc", 0), _SETTING_UP),
+    registers.QUEUE_DESC_HIGH: (_address_writer("desc", 32), _SETTING_UP),
+    registers.QUEUE_DRIVER_LOW: (_address_writer("driver", 0), _SETTING_UP),
+    registers.QUEUE_DRIVER_HIGH: (_address_writer("driver", 32), _SETTING_UP),
+    registers.QUEUE_DEVICE_LOW: (_address_writer("device", 0), _SETTING_UP),
+    registers.QUEUE_DEVICE_HIGH: (_address_writer("device", 32), _SETTING_UP),
 }
 """Offset to what a write does, and the states in which it may come."""
