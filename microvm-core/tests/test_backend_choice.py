@@ -37,3 +37,8 @@ def test_a_person_at_a_terminal_is_told(capsys, monkeypatch: pytest.MonkeyPatch)
 def test_a_program_that_reads_standard_error_is_not(capsys) -> None:
     _tell_choice(chosen())
     assert capsys.readouterr().err == ""
+
+
+def test_a_program_without_standard_error_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    _tell_choice(chosen())

@@ -8,7 +8,7 @@ import json
 import signal
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from microvm.cli import EXIT_OWN_FAILURE
 from microvm.cli._machine_options import add_machine_options, machine_config
@@ -112,7 +112,8 @@ def _run(args: argparse.Namespace, timeline: BootTimeline) -> int:
 
 def _tell_choice(choice: BackendChoice) -> None:
     """Tell a person that a backend had to be passed over; a program has the log and ``--json``."""
-    if choice.passed_over and sys.stderr.isatty():
+    stderr: TextIO | None = sys.stderr  # None where the program was started with it closed
+    if choice.passed_over and stderr is not None and stderr.isatty():
         for report in choice.passed_over:
             print(f"microvm: not on {report.backend}: {report.reason}", file=sys.stderr)
         print(f"microvm: on {choice.name}: {choice.report.reason}", file=sys.stderr)
