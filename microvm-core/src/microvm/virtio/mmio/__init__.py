@@ -12,9 +12,10 @@ to end. It holds the bus range's lock meanwhile. Hence the rule that keeps this 
 *the device's side never takes the bus lock*, neither to interrupt nor to report a fault, and the
 trio thread never blocks on a vCPU (`microvm._loop_calls`).
 
-A driver moves through the states of `transport._NEXT`, one bit at a time (3.1.1 Driver Requirements: Device
-Initialization). Each register can be written in some of them, see `_WRITERS` there; what comes out of
-turn is dropped. What Status reads is the driver's state and, or-ed to it, NEEDS_RESET.
+A driver moves through the states of `transport._NEXT`, one bit at a time (3.1.1 Driver
+Requirements: Device Initialization). Each register can be written in some of them, see `_WRITERS`
+there; what comes out of turn is dropped. What Status reads is the driver's state and, or-ed to it,
+NEEDS_RESET.
 """
 
 from microvm.virtio.mmio.transport import VirtioMmioTransport
