@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -115,8 +116,11 @@ def qemus_below(pid: int) -> set[int]:
 
 
 def has_vcpu(pid: int) -> bool:
-    links = (os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir())
-    return any("kvm-vcpu" in link for link in links)
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed in between
+            if "kvm-vcpu" in os.readlink(link):
+                return True
+    return False
 
 
 def gone_within(pids: set[int], seconds: float) -> bool:
