@@ -1,11 +1,11 @@
 """A program of 250 bytes that holds a VM open for as long as the lab is up, as an ELF image.
 
-Why: with the first VM and with the last one's end, KVM patches the kernel's scheduler (a static key
-for its preempt notifiers; for local APICs, those in KVM itself), by way of an `int3` that other
-CPUs may meet. Seen, after 10 to 140 machines: both CPUs in `__schedule` and `exc_int3` in turn, for
-ever, as if QEMU 7.2 with a thread for each vCPU went on executing the `int3` that it once
-translated. While a VM with a local APIC is there all the time, nothing is patched; 500 machines in a
-row then went well.
+Why: with the first VM and with the last one's end, KVM patches the kernel's scheduler (a static
+key for its preempt notifiers; for local APICs, those in KVM itself), by way of an `int3` that
+other CPUs may meet. Seen, after 10 to 140 machines: both CPUs in `__schedule` and `exc_int3` in
+turn, for ever, as if QEMU 7.2 with a thread for each vCPU went on executing the `int3` that it
+once translated. While a VM with a local APIC is there all the time, nothing is patched; 500
+machines in a row then went well.
 """
 
 from __future__ import annotations
