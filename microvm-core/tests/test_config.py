@@ -6,7 +6,10 @@ from microvm.config import (
     MAX_CMDLINE_BYTES,
     BootSource,
     DeviceConfig,
+    DriveConfig,
     MachineConfig,
+    NetConfig,
+    RateLimit,
     VsockConfig,
 )
 from microvm.errors import ConfigError
@@ -93,7 +96,7 @@ def test_a_device_has_a_name_and_a_mapping_of_options(bad: dict[str, object]) ->
 def test_a_provisioner_needs_a_vsock_device() -> None:
     with pytest.raises(ConfigError, match="vsock: a provisioner reaches the guest through it"):
         MachineConfig(vsock=None)
-    assert MachineConfig(vsock=None, provisioners=()).all_devices() == ()
+    assert MachineConfig(vsock=None, provisioners=()).device_names() == ()
 
 
 def test_a_provisioner_is_named_once() -> None:
@@ -101,10 +104,60 @@ def test_a_provisioner_is_named_once() -> None:
         MachineConfig(provisioners=("agent", "agent"))
 
 
-def test_the_vsock_device_comes_first_and_as_a_plugin_takes_it() -> None:
-    config = MachineConfig(devices=[DeviceConfig(name="dice")])  # type: ignore[arg-type]
-    vsock, dice = config.all_devices()
-    assert (vsock.name, vsock.options["guest_cid"], dice.name) == ("vsock", 3, "dice")
+def test_a_machine_tells_which_device_plugins_it_takes() -> None:
+    config = MachineConfig(
+        drives=[DriveConfig(path="a.img"), DriveConfig(path="b.img")],  # type: ignore[arg-type]
+        nets=[NetConfig(backend="null")],  # type: ignore[arg-type]
+        devices=[DeviceConfig(name="dice"), DeviceConfig(name="net")],  # type: ignore[arg-type]
+    )
+    assert config.device_names() == ("vsock", "blk", "net", "dice")
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ({"queues": 0}, "queues: must be a whole number from 1 to 16"),
+        ({"read_only": 1}, "read_only: must be a bool"),
+        ({"serial": ""}, "serial: must be 1 to 20"),
+        ({"serial": "x" * 21}, "serial: must be 1 to 20"),
+        ({"serial": "caf\u00e9"}, "serial: must be 1 to 20"),
+        ({"serial": "a\nb"}, "serial: must be 1 to 20"),
+        ({"rate_limit": 10}, "rate_limit: must be a RateLimit or None"),
+    ],
+)
+def test_a_drive_that_can_not_be_is_refused(bad: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        DriveConfig(path="disk.img", **bad)  # type: ignore[arg-type]
+
+
+def test_only_one_drive_is_the_root() -> None:
+    root = DriveConfig(path="a.img", root=True)
+    with pytest.raises(ConfigError, match="2 of them are the root file system"):
+        MachineConfig(drives=(root, root))
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ({"backend": ""}, "backend: must name a net backend"),
+        ({"options": [1]}, "options: must be a Mapping"),
+        ({"mac": "02:00:00:00:00"}, "mac: must be six bytes"),
+        ({"mac": "01:00:5e:00:00:01"}, "mac: must be six bytes"),
+        ({"mac": "00:00:00:00:00:00"}, "mac: must be six bytes"),
+        ({"mtu": 67}, "mtu: must be a whole number from 68 to 65535"),
+        ({"queues": 17}, "queues: must be a whole number from 1 to 16"),
+        ({"tx_rate_limit": "1M"}, "tx_rate_limit: must be a RateLimit or None"),
+    ],
+)
+def test_a_net_that_can_not_be_is_refused(bad: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        NetConfig(**bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [{"bytes_per_s": 0}, {"ops_per_s": True}, {"burst_ops": 5}])
+def test_a_rate_limit_bounds_something(bad: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(bad))):
+        RateLimit(**bad)
 
 
 def test_options_can_not_be_changed_from_outside() -> None:

@@ -7,6 +7,7 @@ that a person with three mistakes hears of all three at once.
 from __future__ import annotations
 
 import logging
+import string
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -27,8 +28,11 @@ from microvm.config import (
     MAX_CMDLINE_BYTES,
     BootSource,
     ConfigProblem,
+    DeviceConfig,
+    DriveConfig,
     Isolation,
     MachineConfig,
+    VsockConfig,
 )
 from microvm.errors import BackendUnavailable, ConfigError, MicrovmError
 
@@ -270,7 +274,8 @@ def _capability_problems(config: MachineConfig, factory: BackendFactory) -> list
             )
 
     need(Capability.OWN_KERNEL, config.boot is not None, "boot")
-    need(Capability.VIRTIO_DEVICES, bool(config.devices), "devices")
+    for where in ("drives", "nets", "devices"):
+        need(Capability.VIRTIO_DEVICES, bool(getattr(config, where)), where)
     if Capability.OWN_CHANNELS not in factory.capabilities:
         need(Capability.VIRTIO_DEVICES, config.vsock is not None, "vsock")
     return problems
@@ -281,28 +286,74 @@ def _make_devices(
 ) -> tuple[AttachedDevice, ...]:
     if Capability.VIRTIO_DEVICES not in backend.capabilities:
         return ()
-    devices: list[AttachedDevice] = []
-    for index, wanted in enumerate(config.all_devices()):
-        is_vsock = config.vsock is not None and index == 0
-        where = "vsock" if is_vsock else f"devices[{index - (config.vsock is not None)}]"
-        factory = problems.attempt(where, partial(plugins.load_device, wanted.name))
-        if factory is None:
-            continue
-        if backend.virtio_ids is not None and factory.virtio_id not in backend.virtio_ids:
-            problems.add(
-                [
-                    ConfigProblem(
-                        where,
-                        f"backend {backend.name!r} can't attach {factory.name!r} "
-                        f"(virtio device id {factory.virtio_id}).",
-                    )
-                ]
-            )
-            continue
-        device = problems.attempt(where, partial(factory.create, wanted.options))
-        if device is not None:
-            devices.append(AttachedDevice(name=wanted.name, device=device))
-    return tuple(devices)
+    wanted = _wanted_devices(config, plugins, problems)
+    made = (_make_device(device, backend, plugins, problems) for device in wanted)
+    return tuple(device for device in made if device is not None)
+
+
+@attrs.frozen(kw_only=True)
+class _WantedDevice:
+    """A device in the form that plugins take, and where the configuration asks for it."""
+
+    where: str
+    config: DeviceConfig
+
+
+def _wanted_devices(
+    config: MachineConfig, plugins: PluginManager, problems: _Problems
+) -> list[_WantedDevice]:
+    """Every device, in the order in which the guest finds them: vsock, drives, nets, others."""
+    wanted = []
+    if config.vsock is not None:
+        wanted.append(_WantedDevice(where="vsock", config=device_of_vsock(config.vsock)))
+    wanted += [
+        _WantedDevice(where=f"drives[{index}]", config=device_of_drive(drive))
+        for index, drive in enumerate(config.drives)
+    ]
+    wanted += [
+        _WantedDevice(where=f"devices[{index}]", config=device)
+        for index, device in enumerate(config.devices)
+    ]
+    return wanted
+
+
+def device_of_vsock(vsock: VsockConfig) -> DeviceConfig:
+    """The vsock device, as its plugin is asked for it."""
+    return DeviceConfig(
+        name="vsock", options={"guest_cid": vsock.guest_cid, "uds_path": vsock.uds_path}
+    )
+
+
+def device_of_drive(drive: DriveConfig) -> DeviceConfig:
+    """A drive, as the plugin of disks is asked for it: what the guest does with it is not in it."""
+    options = {
+        field.name: getattr(drive, field.name)
+        for field in attrs.fields(DriveConfig)
+        if field.name != "root"
+    }
+    return DeviceConfig(name="blk", options=options)
+
+
+def _make_device(
+    wanted: _WantedDevice, backend: BackendFactory, plugins: PluginManager, problems: _Problems
+) -> AttachedDevice | None:
+    name, where = wanted.config.name, wanted.where
+    factory = problems.attempt(where, partial(plugins.load_device, name))
+    if factory is None:
+        return None
+    if backend.virtio_ids is not None and factory.virtio_id not in backend.virtio_ids:
+        problems.add(
+            [
+                ConfigProblem(
+                    where,
+                    f"backend {backend.name!r} can't attach {factory.name!r} "
+                    f"(virtio device id {factory.virtio_id}).",
+                )
+            ]
+        )
+        return None
+    device = problems.attempt(where, partial(factory.create, wanted.config.options))
+    return None if device is None else AttachedDevice(name=name, device=device)
 
 
 def _make_provisioners(
@@ -343,6 +394,16 @@ def _boot_source(
     return boot
 
 
+def _root_words(config: MachineConfig) -> list[str]:
+    """Which drive is the root file system; Linux names virtio disks in the order they come."""
+    return [
+        word
+        for letter, drive in zip(string.ascii_lowercase, config.drives, strict=False)
+        if drive.root
+        for word in (f"root=/dev/vd{letter}", "ro" if drive.read_only else "rw")
+    ]
+
+
 def _cmdline(
     config: MachineConfig,
     boot: BootSource,
@@ -351,7 +412,7 @@ def _cmdline(
     plugins: PluginManager,
 ) -> str:
     """Words in rising order of who decides: platform, provisioners, hooks, image, user."""
-    words = list(platform.kernel_cmdline(config))
+    words = [*platform.kernel_cmdline(config), *_root_words(config)]
     for provisioner in provisioners:
         words.extend(provisioner.kernel_cmdline(config))
     words.extend(plugins.kernel_cmdline(config))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -27,8 +28,16 @@ MAX_VCPU_COUNT = 255
 MIN_GUEST_CID = 3
 """virtio 1.2, 5.10.4: 0 and 1 are reserved, 2 is the host's."""
 MAX_GUEST_CID = 0xFFFF_FFFE
+MAX_DRIVE_SERIAL_BYTES = 20
+"""virtio 1.2, 5.2.6: VIRTIO_BLK_T_GET_ID."""
+MAX_QUEUE_PAIRS = 16
+"""Of one device: more than that, and its interrupts cost more than they bring."""
+MIN_MTU, MAX_MTU = 68, 65535
+"""virtio 1.2, 5.1.4.1: what a device may offer."""
 MAX_CMDLINE_BYTES = 2047
 """COMMAND_LINE_SIZE on x86_64 is 2048 including the NUL byte."""
+_MAX_RATE = 1 << 50
+_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 
 
 class Isolation(enum.StrEnum):
@@ -155,6 +164,110 @@ class VsockConfig:
 
 
 @attrs.frozen(kw_only=True)
+class RateLimit:
+    """How much a device may do for its guest in the long run; None is no bound."""
+
+    bytes_per_s: int | None = None
+    ops_per_s: int | None = None
+    burst_bytes: int | None = None
+    """What may pass at once after a time of quiet; as much as in a second, unless told."""
+    burst_ops: int | None = None
+    """The same in operations."""
+
+    def __attrs_post_init__(self) -> None:
+        checks = _Checks("The rate limit")
+        for field in attrs.fields(type(self)):
+            value = getattr(self, field.name)
+            if value is not None:
+                checks.integer(value, field.name, 1, _MAX_RATE)
+        for burst, rate in (("burst_bytes", "bytes_per_s"), ("burst_ops", "ops_per_s")):
+            alone = getattr(self, burst) is not None and getattr(self, rate) is None
+            checks.require(not alone, burst, f"means nothing without {rate}.")
+        checks.done()
+
+
+@attrs.frozen(kw_only=True)
+class DriveConfig:
+    """A disk of the guest: a file or a block device of the host, byte for byte (raw)."""
+
+    path: Path = attrs.field(converter=Path)
+    read_only: bool = False
+    root: bool = False
+    """The guest's root file system. With the agent's image, the agent enters it and is its init;
+    with a kernel of your own and no initrd, the kernel mounts it."""
+    writeback: bool = True
+    """Whether writes may wait for the guest's flush; if not, each is on the disk before the guest
+    hears that it is done."""
+    queues: int = 1
+    serial: str | None = None
+    """What the guest reads as the disk's serial number; at most 20 printable ASCII characters."""
+    rate_limit: RateLimit | None = None
+
+    def __attrs_post_init__(self) -> None:
+        checks = _Checks("The drive")
+        for name in ("read_only", "root", "writeback"):
+            checks.kind(getattr(self, name), name, bool)
+        checks.integer(self.queues, "queues", 1, MAX_QUEUE_PAIRS)
+        if self.serial is not None and checks.kind(self.serial, "serial", str):
+            good = self.serial.isascii() and self.serial.isprintable()
+            checks.require(
+                good and 0 < len(self.serial) <= MAX_DRIVE_SERIAL_BYTES,
+                "serial",
+                f"must be 1 to {MAX_DRIVE_SERIAL_BYTES} printable ASCII characters.",
+            )
+        checks.kind(self.rate_limit, "rate_limit", RateLimit, optional=True)
+        checks.done()
+
+
+@attrs.frozen(kw_only=True)
+class NetConfig:
+    """A network device of the guest, and what carries its frames on the host."""
+
+    backend: str = "passt"
+    """A net backend by the name of its plugin."""
+    options: Mapping[str, Any] = attrs.field(factory=dict, converter=_frozen_mapping, hash=False)
+    """What that plugin reads."""
+    mac: str | None = None
+    """Like ``02:00:00:00:00:01``; None lets the device choose one of its own at each start."""
+    mtu: int | None = None
+    queues: int = 1
+    """Pairs of a receive and a transmit queue."""
+    capture: Path | None = attrs.field(default=None, converter=_path)
+    """A file that every frame is written to, for Wireshark and its like (pcap)."""
+    rx_rate_limit: RateLimit | None = None
+    """Of what the guest receives."""
+    tx_rate_limit: RateLimit | None = None
+    """Of what the guest sends."""
+
+    def __attrs_post_init__(self) -> None:
+        checks = _Checks("The network device")
+        backend: object = self.backend
+        named = isinstance(backend, str) and backend != ""
+        checks.require(named, "backend", f"must name a net backend, not be {self.backend!r}.")
+        checks.kind(self.options, "options", Mapping)
+        if self.mac is not None and checks.kind(self.mac, "mac", str):
+            checks.require(
+                is_station_mac(self.mac),
+                "mac",
+                "must be six bytes like 02:00:00:00:00:01, not a group's and not all zeros.",
+            )
+        if self.mtu is not None:
+            checks.integer(self.mtu, "mtu", MIN_MTU, MAX_MTU)
+        checks.integer(self.queues, "queues", 1, MAX_QUEUE_PAIRS)
+        checks.kind(self.rx_rate_limit, "rx_rate_limit", RateLimit, optional=True)
+        checks.kind(self.tx_rate_limit, "tx_rate_limit", RateLimit, optional=True)
+        checks.done()
+
+
+def is_station_mac(text: str) -> bool:
+    """Whether it is the address of one station (IEEE 802, 8.2: the first byte's lowest bit)."""
+    if not _MAC.fullmatch(text):
+        return False
+    address = bytes.fromhex(text.replace(":", ""))
+    return not address[0] & 1 and any(address)
+
+
+@attrs.frozen(kw_only=True)
 class DeviceConfig:
     """A device by the name of its plugin, with the options which that plugin reads."""
 
@@ -184,7 +297,12 @@ class MachineConfig:
     cmdline: str = ""
     """Kernel command line words, put last."""
     vsock: VsockConfig | None = attrs.field(factory=VsockConfig)
+    drives: tuple[DriveConfig, ...] = attrs.field(default=(), converter=_tuple)
+    """The guest's ``/dev/vda``, ``/dev/vdb`` and so on, in this order."""
+    nets: tuple[NetConfig, ...] = attrs.field(default=(), converter=_tuple)
+    """The guest's ``eth0``, ``eth1`` and so on, in this order."""
     devices: tuple[DeviceConfig, ...] = attrs.field(default=(), converter=_tuple)
+    """What else it has."""
     provisioners: tuple[str, ...] = attrs.field(default=("agent",), converter=_tuple)
     """Names of provisioner plugins. Empty: the guest is on its own, and `run` is not to be had."""
     backend: str | None = None
@@ -205,6 +323,10 @@ class MachineConfig:
         checks.kind(self.boot, "boot", BootSource, optional=True)
         check_cmdline(checks, self.cmdline, "cmdline")
         checks.kind(self.vsock, "vsock", VsockConfig, optional=True)
+        if checks.all_of(self.drives, "drives", DriveConfig):
+            roots = sum(drive.root for drive in self.drives)
+            checks.require(roots <= 1, "drives", f"{roots} of them are the root file system.")
+        checks.all_of(self.nets, "nets", NetConfig)
         checks.all_of(self.devices, "devices", DeviceConfig)
         if checks.all_of(self.provisioners, "provisioners", str):
             for name in sorted({n for n in self.provisioners if self.provisioners.count(n) > 1}):
@@ -231,9 +353,12 @@ class MachineConfig:
         )
         checks.done()
 
-    def all_devices(self) -> tuple[DeviceConfig, ...]:
-        """Every device of the machine in the form plugins take, the vsock device first."""
-        if self.vsock is None:
-            return self.devices
-        options = {"guest_cid": self.vsock.guest_cid, "uds_path": self.vsock.uds_path}
-        return (DeviceConfig(name="vsock", options=options), *self.devices)
+    def device_names(self) -> tuple[str, ...]:
+        """The device plugins that the machine takes, each once."""
+        names = {
+            "vsock": self.vsock is not None,
+            "blk": bool(self.drives),
+            "net": bool(self.nets),
+            **{device.name: True for device in self.devices},
+        }
+        return tuple(name for name, wanted in names.items() if wanted)

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from microvm import BootSource, DeviceConfig, Isolation, MachineConfig, VsockConfig
+from microvm import (
+    BootSource,
+    DeviceConfig,
+    DriveConfig,
+    Isolation,
+    MachineConfig,
+    NetConfig,
+    RateLimit,
+    VsockConfig,
+)
 from microvm.abc import MachinePlan
 from microvm.timeline import BootTimeline
 from microvm.worker.order import Order, option_problems
@@ -30,6 +39,8 @@ OPTIONS = {
     "mapping": {"path": {"map": [], "list": {}}, "bytes": b""},
     "colour": Colour.RED,
 }
+
+LIMIT = RateLimit(bytes_per_s=1_000_000, burst_bytes=1 << 20)
 
 
 def order(**fields: object) -> Order:
@@ -58,6 +69,9 @@ def arrived(sent: Order) -> Order:
         {"vsock": None, "provisioners": ()},
         {"backend_options": OPTIONS},
         {"devices": [DeviceConfig(name="a", options=OPTIONS), DeviceConfig(name="b")]},
+        {"drives": [DriveConfig(path="/a", read_only=True), DriveConfig(path="/b", root=True)]},
+        {"drives": [DriveConfig(path="/a", serial="x", rate_limit=LIMIT)]},
+        {"nets": [NetConfig(options=OPTIONS, capture="/p", rx_rate_limit=LIMIT)]},
     ],
 )
 def test_a_machine_arrives_as_it_was_described(fields):
@@ -83,9 +97,11 @@ def test_options_keep_their_types():
 def test_what_can_not_be_told_is_a_problem_with_its_place(value):
     config = MachineConfig(
         backend_options={"fine": 1, "bad": value},
+        nets=[NetConfig(options={"y": value})],
         devices=[DeviceConfig(name="a"), DeviceConfig(name="b", options={"x": value})],
     )
     assert [p.where for p in option_problems(config)] == [
         "backend_options.bad",
+        "nets[0].options.y",
         "devices[1].options.x",
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -100,6 +100,14 @@ class VirtioDevice(ABC):
         pause, and once the guest is gone for good.
         """
         return
+
+    def counters(self) -> Mapping[str, int]:
+        """What the device has done since it was made, by name: for people and their monitoring.
+
+        Names in use: ``requests``, ``read_bytes``, ``written_bytes``, ``errors``, ``throttled``.
+        The transport counts notifications and interrupts. For the trio thread.
+        """
+        return {}
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:

@@ -20,7 +20,7 @@ def isolation_problems(
     problems = [*problems_here(), *option_problems(config)]
     wanted = {
         f"backend/{backend}",
-        *(f"device/{device.name}" for device in config.all_devices()),
+        *(f"device/{name}" for name in config.device_names()),
     }
     problems.extend(
         ConfigProblem(

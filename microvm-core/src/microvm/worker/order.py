@@ -18,8 +18,11 @@ from microvm.config import (
     BootSource,
     ConfigProblem,
     DeviceConfig,
+    DriveConfig,
     Isolation,
     MachineConfig,
+    NetConfig,
+    RateLimit,
     VsockConfig,
 )
 from microvm.errors import ConfigError
@@ -81,6 +84,8 @@ class Order:
                     "guest_cid": config.vsock.guest_cid,
                     "uds_path": _path(config.vsock.uds_path),
                 },
+                "drives": [_drive(drive) for drive in config.drives],
+                "nets": [_net(net) for net in config.nets],
                 "devices": [
                     {"name": device.name, "options": _options(device.options)}
                     for device in config.devices
@@ -99,6 +104,11 @@ class Order:
         fields |= {
             "boot": boot and BootSource(**boot),
             "vsock": vsock and VsockConfig(**vsock),
+            "drives": [DriveConfig(**_with_limits(drive)) for drive in fields["drives"]],
+            "nets": [
+                NetConfig(**_with_limits(net) | {"options": _from_options(net["options"])})
+                for net in fields["nets"]
+            ],
             "devices": [
                 DeviceConfig(name=device["name"], options=_from_options(device["options"]))
                 for device in fields["devices"]
@@ -120,7 +130,9 @@ class Order:
 def option_problems(config: MachineConfig) -> list[ConfigProblem]:
     """What of a configuration can't be told to another process."""
     places = {"backend_options": config.backend_options}
-    places |= {f"devices[{i}].options": device.options for i, device in enumerate(config.devices)}
+    for group in ("nets", "devices"):
+        each = enumerate(getattr(config, group))
+        places |= {f"{group}[{index}].options": one.options for index, one in each}
     problems: list[ConfigProblem] = []
     for place, options in places.items():
         for name, value in options.items():
@@ -168,6 +180,25 @@ def _unsuitable(value: object) -> ConfigError:
         remedy="Give texts, numbers, bytes, paths, and lists and mappings of them; or "
         'isolation="inline".',
     )
+
+
+def _drive(drive: DriveConfig) -> Message:
+    return {**attrs.asdict(drive), "path": os.fspath(drive.path)}
+
+
+def _net(net: NetConfig) -> Message:
+    fields = attrs.asdict(net, filter=lambda field, _: field.name != "options")
+    return {**fields, "capture": _path(net.capture), "options": _options(net.options)}
+
+
+def _with_limits(fields: Message) -> dict[str, Any]:
+    """The fields of a drive or a net, their rate limits made again."""
+    limits = {
+        name: RateLimit(**limit)
+        for name, limit in fields.items()
+        if name.endswith("rate_limit") and limit is not None
+    }
+    return {**fields, **limits}
 
 
 def _from_options(options: Mapping[str, Any]) -> dict[str, Any]:

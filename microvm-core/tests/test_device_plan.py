@@ -1,0 +1,101 @@
+"""From drives and devices of a configuration to the plan's devices and kernel words."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microvm import BootSource, ConfigError, DeviceConfig, DriveConfig, MachineConfig, RateLimit
+from microvm._assembly import assemble
+from microvm.abc import Capability, VirtioDevice
+from microvm.plugins import DeviceFactory, PluginManager
+from microvm.testing.boot_files import tiny_kernel
+from microvm.testing.platform import ScriptedBackend
+from microvm.testing.plugins import plugin_manager
+from microvm.timeline import BootTimeline
+
+
+class NamedDevice(VirtioDevice):
+    """Keeps the options that it was asked for by."""
+
+    device_id = 4
+    queue_max_sizes = (16,)
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.options = dict(options)
+
+    async def run(self, activation: Any) -> None:
+        raise AssertionError
+
+
+def manager(backend: ScriptedBackend) -> PluginManager:
+    factories = [
+        DeviceFactory(name=name, summary="for tests", virtio_id=4, create=NamedDevice)
+        for name in ("vsock", "blk", "dice")
+    ]
+    return plugin_manager(backend.factory(), *factories)
+
+
+@pytest.fixture
+def backend() -> ScriptedBackend:
+    return ScriptedBackend(
+        capabilities=frozenset({Capability.OWN_KERNEL, Capability.VIRTIO_DEVICES})
+    )
+
+
+@pytest.fixture
+def boot(tmp_path: Path) -> BootSource:
+    return BootSource(kernel=tiny_kernel(tmp_path / "kernel"))
+
+
+def test_the_guest_finds_vsock_first_then_drives_then_the_rest(
+    backend: ScriptedBackend, boot: BootSource
+) -> None:
+    config = MachineConfig(
+        boot=boot,
+        provisioners=(),
+        drives=(DriveConfig(path="/a"), DriveConfig(path="/b", read_only=True)),
+        devices=(DeviceConfig(name="dice", options={"seed": 3}),),
+    )
+    devices = assemble(config, manager(backend), BootTimeline()).plan.devices
+    assert [attached.name for attached in devices] == ["vsock", "blk", "blk", "dice"]
+    assert [attached.device.options.get("path") for attached in devices] == [
+        None,
+        Path("/a"),
+        Path("/b"),
+        None,
+    ]
+
+
+def test_a_drive_reaches_its_plugin_without_what_the_guest_does_with_it(
+    backend: ScriptedBackend, boot: BootSource
+) -> None:
+    limit = RateLimit(ops_per_s=10)
+    drive = DriveConfig(path="/a", root=True, serial="x", rate_limit=limit)
+    config = MachineConfig(boot=boot, provisioners=(), vsock=None, drives=(drive,))
+    (attached,) = assemble(config, manager(backend), BootTimeline()).plan.devices
+    options = attached.device.options
+    assert "root" not in options
+    assert DriveConfig(**options, root=True) == drive
+
+
+@pytest.mark.parametrize(("read_only", "word"), [(False, "rw"), (True, "ro")])
+def test_the_kernel_is_told_which_drive_is_the_root(
+    backend: ScriptedBackend, boot: BootSource, read_only: bool, word: str
+) -> None:
+    drives = (DriveConfig(path="/a"), DriveConfig(path="/b", root=True, read_only=read_only))
+    config = MachineConfig(boot=boot, provisioners=(), drives=drives)
+    words = assemble(config, manager(backend), BootTimeline()).plan.cmdline.split()
+    assert [w for w in words if w.startswith("root=") or w in ("ro", "rw")] == [
+        "root=/dev/vdb",
+        word,
+    ]
+
+
+def test_a_backend_without_devices_of_ours_refuses_a_drive(boot: BootSource) -> None:
+    backend = ScriptedBackend(capabilities=frozenset({Capability.OWN_KERNEL}))
+    config = MachineConfig(boot=boot, provisioners=(), vsock=None, drives=(DriveConfig(path="/a"),))
+    with pytest.raises(ConfigError) as caught:
+        assemble(config, manager(backend), BootTimeline())
+    assert [problem.where for problem in caught.value.problems] == ["drives"]
