@@ -17,6 +17,7 @@ from microvm.errors import GuestError
 
 if TYPE_CHECKING:
     from microvm.abc import Activation, VirtioDevice
+    from microvm.virtio.counts import SignalCounts
 
 
 class DeviceRun:
@@ -79,11 +80,16 @@ class RunDoorbell(Doorbell):
     """A doorbell as one run sees it: its first `wait` returns at once.
 
     A driver may have rung before the device was there, and a run that was cancelled may have
-    heard a ring and not have come to serve it.
+    heard a ring and not have come to serve it. That return counts as no notification.
+
+    Args:
+        doorbell: What the driver rings.
+        counts: Where its rings are counted.
     """
 
-    def __init__(self, doorbell: Doorbell) -> None:
+    def __init__(self, doorbell: Doorbell, counts: SignalCounts) -> None:
         self._doorbell = doorbell
+        self._counts = counts
         self._first = True
 
     async def wait(self) -> None:
@@ -93,3 +99,4 @@ class RunDoorbell(Doorbell):
             await trio.lowlevel.checkpoint()
             return
         await self._doorbell.wait()
+        self._counts.notifications += 1

@@ -6,6 +6,7 @@ import threading
 from typing import Final
 
 from microvm.abc import IrqLine
+from microvm.virtio.counts import SignalCounts
 from microvm.virtio.mmio.registers import INTERRUPT_CONFIG_CHANGE, INTERRUPT_USED_BUFFER
 
 _GENERATION_BITS: Final = 0xFFFF_FFFF
@@ -15,6 +16,7 @@ class Signals:
     """The words that both sides touch, and the interrupt line. For any thread."""
 
     def __init__(self, line: IrqLine) -> None:
+        self.counts = SignalCounts()
         self._line = line
         self._lock = threading.Lock()
         self._interrupt_status = 0
@@ -36,6 +38,7 @@ class Signals:
     def raise_interrupt(self, bit: int) -> None:
         with self._lock:
             self._interrupt_status |= bit
+            self.counts.interrupts += 1
         self._line.trigger()
 
     def acknowledge(self, bits: int) -> None:
@@ -59,8 +62,8 @@ class Signals:
             self._needs_reset = False
 
 
-class UsedBufferLine(IrqLine):
-    """One run's way to interrupt its driver; dead once the run is over."""
+class RunLine(IrqLine):
+    """One run's ways to interrupt its driver; dead once the run is over."""
 
     def __init__(self, signals: Signals) -> None:
         self._signals = signals
@@ -70,3 +73,8 @@ class UsedBufferLine(IrqLine):
         """As `IrqLine.trigger`."""
         if self.live:
             self._signals.raise_interrupt(INTERRUPT_USED_BUFFER)
+
+    def config_changed(self) -> None:
+        """As `Activation.config_changed`."""
+        if self.live:
+            self._signals.config_changed()

@@ -13,7 +13,7 @@ from microvm.errors import QueueError
 from microvm.virtio.fault_log import FaultLog
 from microvm.virtio.features import DEVICE_TYPE_MASK, RING_FEATURES, VERSION_1
 from microvm.virtio.mmio import registers
-from microvm.virtio.mmio.signals import Signals, UsedBufferLine
+from microvm.virtio.mmio.signals import RunLine, Signals
 from microvm.virtio.queue import QueueLayout, VirtQueue
 from microvm.virtio.status import DeviceStatus
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from microvm.abc import GuestDoorbell, VirtioDevice
     from microvm.errors import GuestError
     from microvm.memory import GuestMemory
+    from microvm.virtio.counts import SignalCounts
     from microvm.virtio.device_run import DeviceRun
 
 _WORD: Final = 0xFFFF_FFFF
@@ -328,6 +329,11 @@ class VirtioMmioTransport(BusDevice):
         if resting is not None and self._run is None:
             self._begin(resting, fresh=False)
 
+    @property
+    def counts(self) -> SignalCounts:
+        """Notifications and interrupts so far."""
+        return self._signals.counts
+
     def config_changed(self) -> None:
         """Tell the driver that the configuration space has changed."""
         self._signals.config_changed()
@@ -338,15 +344,21 @@ class VirtioMmioTransport(BusDevice):
             return
         from microvm.virtio.device_run import DeviceRun, RunDoorbell
 
-        line = UsedBufferLine(self._signals)
+        line = RunLine(self._signals)
 
         def activate() -> Activation:
             return Activation(
                 features=handover.features,
                 queues=tuple(
-                    ActiveQueue(queue=queue, doorbell=RunDoorbell(doorbell), irq=line)
+                    ActiveQueue(
+                        queue=queue,
+                        doorbell=RunDoorbell(doorbell, self._signals.counts),
+                        irq=line,
+                    )
                     for queue, doorbell in zip(handover.queues, self._doorbells, strict=False)
                 ),
+                memory=self._memory,
+                config_changed=line.config_changed,
             )
 
         def deactivate() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import array
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +18,7 @@ import trio
 from microvm._groups import only_error
 from microvm.abc import Activation, ActiveQueue, VirtioDevice
 from microvm.errors import BackendError, GuestError
+from microvm.virtio.counts import SignalCounts
 from microvm.virtio.device_run import DeviceRun, RunDoorbell
 from microvm.virtio.fault_log import FaultLog
 from microvm.virtio.features import VERSION_1
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
     from microvm.virtio.vhost_user.plan import RunPlan
 
 
-async def serve_vhost_user(sock: socket.socket, device: VirtioDevice) -> None:
+async def serve_vhost_user(
+    sock: socket.socket, device: VirtioDevice, counts: SignalCounts | None = None
+) -> None:
     """Serve `device` to the front end at the other end of `sock`, a Unix stream socket.
 
     Returns when the front end hangs up. However it ends, also when it is cancelled, by then the
@@ -49,11 +52,16 @@ async def serve_vhost_user(sock: socket.socket, device: VirtioDevice) -> None:
     A driver that breaks a rule (`GuestError` out of `run`) is logged once; the device then
     stays quiet until the driver has set it up again.
 
+    Args:
+        sock: The connection.
+        device: The device.
+        counts: Where its notifications and interrupts are counted, if that is wanted.
+
     Raises:
         BackendError: the front end broke the protocol, or its memory can't be mapped.
     """
     with trio.socket.from_stdlib_socket(sock) as peer:
-        backend = _Backend(peer, device)
+        backend = _Backend(peer, device, counts if counts is not None else SignalCounts())
         try:
             with _unwrapped():
                 async with trio.open_nursery() as nursery:
@@ -70,13 +78,14 @@ async def serve_vhost_user(sock: socket.socket, device: VirtioDevice) -> None:
 class _Backend:
     """One connection and what it owns: the session's descriptors, and the memory."""
 
-    def __init__(self, peer: SocketType, device: VirtioDevice) -> None:
+    def __init__(self, peer: SocketType, device: VirtioDevice, counts: SignalCounts) -> None:
         self._peer = peer
         self._device = device
         self._session = Session(device)
         self._memory: MappedMemory | None = None
         self._run: _Run | None = None
         self._faults = FaultLog(device)
+        self._counts = counts
 
     async def converse(self, nursery: trio.Nursery) -> None:
         """Serve messages until the front end hangs up."""
@@ -94,7 +103,14 @@ class _Backend:
                 await _send(self._peer, reply)
             plan = self._session.take_plan()
             if plan is not None and self._memory is not None:
-                self._run = _Run(self._device, plan, self._memory.memory, self._faults)
+                self._run = _Run(
+                    self._device,
+                    plan,
+                    self._memory.memory,
+                    self._faults,
+                    self._counts,
+                    self._session.config_changed,
+                )
                 nursery.start_soon(self._run.drive)
 
     async def _act(self, message: Message) -> bytes | None:
@@ -127,9 +143,18 @@ class _Run:
     """One run of the device, from its plan to the end of its task."""
 
     def __init__(
-        self, device: VirtioDevice, plan: RunPlan, memory: GuestMemory, faults: FaultLog
+        self,
+        device: VirtioDevice,
+        plan: RunPlan,
+        memory: GuestMemory,
+        faults: FaultLog,
+        counts: SignalCounts,
+        config_changed: Callable[[], None],
     ) -> None:
+        self._tell_of_config = config_changed
+        self._over = False
         self._faults = faults
+        self._counts = counts
         self._plan = plan
         self._memory = memory
         self._queues: list[VirtQueue] = []
@@ -169,14 +194,21 @@ class _Run:
             queues=tuple(
                 ActiveQueue(
                     queue=queue,
-                    doorbell=RunDoorbell(KickDoorbell(ring.kick)),
-                    irq=CallLine(ring.ring),
+                    doorbell=RunDoorbell(KickDoorbell(ring.kick), self._counts),
+                    irq=CallLine(ring.ring, self._counts),
                 )
                 for ring, queue in zip(plan.rings, self._queues, strict=True)
             ),
+            memory=self._memory,
+            config_changed=self._config_changed,
         )
 
+    def _config_changed(self) -> None:
+        if not self._over:
+            self._tell_of_config()
+
     def _deactivate(self) -> None:
+        self._over = True
         for ring, queue in zip(self._plan.rings, self._queues, strict=False):
             queue.rewind()
             self._bases[ring.ring.index] = queue.next_avail

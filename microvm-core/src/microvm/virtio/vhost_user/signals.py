@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import stat
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from microvm.errors import BackendError
 from microvm.virtio.eventfd import wait_eventfd
 
 if TYPE_CHECKING:
+    from microvm.virtio.counts import SignalCounts
     from microvm.virtio.vhost_user.plan import Handle, Ring
 
 _ONE = (1).to_bytes(8, "little")
@@ -57,6 +59,14 @@ class ReceivedFd:
             raise BackendError("The vhost-user front end sent a ring something but an eventfd.")
         os.set_blocking(self.fileno(), False)
 
+    def send(self, data: bytes) -> None:
+        """Send a short message to a socket, or drop it if nobody reads.
+
+        Also if the buffer is full: who has not read so many like it learns nothing by one more.
+        """
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.fileno())) as peer:
+            peer.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
     def signal(self) -> None:
         """Add one to an eventfd's counter; a counter that is full says as much already."""
         with contextlib.suppress(OSError):
@@ -85,10 +95,12 @@ class KickDoorbell(Doorbell):
 class CallLine(IrqLine):
     """Adds to the ring's call eventfd, whichever it is now: it may be replaced at any time."""
 
-    def __init__(self, ring: Ring) -> None:
+    def __init__(self, ring: Ring, counts: SignalCounts) -> None:
         self._ring = ring
+        self._counts = counts
 
     def trigger(self) -> None:
         """As `IrqLine.trigger`. Without a call descriptor the driver polls."""
+        self._counts.interrupts += 1
         if self._ring.call is not None:
             self._ring.call.signal()
