@@ -1,14 +1,18 @@
 """GuestMemory: the one way in, and what it refuses. Numbers are rows of the hazard catalogue."""
 
+import fcntl
 import mmap
+import os
 import struct
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from microvm.errors import GuestMemoryError
-from microvm.memory import GuestMemory, GuestRegion
+from microvm.memory import GuestMemory, GuestRegion, page_reclaim
 
 
 def region(start: int, length: int) -> GuestRegion:
@@ -164,3 +168,101 @@ def test_a_slice_that_is_kept_keeps_its_mapping_and_never_dangles() -> None:
     kept[:] = b"safe"
     kept.release()
     mapping.close()
+
+
+# --- giving memory back ----------------------------------------------------------------------
+
+PAGE = mmap.PAGESIZE
+MIB = 1 << 20
+
+
+def shared_memory(size: int) -> tuple[GuestMemory, int]:
+    """Guest memory in a memfd, and the descriptor."""
+    fd = os.memfd_create("ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    mapping = mmap.mmap(fd, size)
+    reclaim = page_reclaim(mapping, shared=True)
+    return GuestMemory([GuestRegion(start=0, view=memoryview(mapping), reclaim=reclaim)]), fd
+
+
+def rss_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its madvise")
+def test_discarded_anonymous_memory_is_the_hosts_again_and_reads_as_zeros() -> None:
+    memory = GuestMemory.anonymous(64 * MIB, start=0x10000)
+    memory.write(0x10000, b"\xaa" * (64 * MIB))
+    before = rss_bytes()
+    assert memory.discard(0x10000 + MIB, 62 * MIB) == 62 * MIB
+    assert before - rss_bytes() > 60 * MIB
+    assert memory.read(0x10000 + MIB - 1, 2) == b"\xaa\0"
+    assert memory.read(0x10000 + 63 * MIB - 1, 2) == b"\0\xaa"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its memfd")
+def test_discarded_shared_memory_leaves_the_file_too() -> None:
+    memory, fd = shared_memory(8 * MIB)
+    try:
+        memory.write(0, b"\xaa" * (8 * MIB))
+        assert os.fstat(fd).st_blocks * 512 == 8 * MIB
+        assert memory.discard(0, 7 * MIB) == 7 * MIB
+        assert os.fstat(fd).st_blocks * 512 == MIB
+        assert os.fstat(fd).st_size == 8 * MIB
+        assert memory.read(7 * MIB - 1, 2) == b"\0\xaa"
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its madvise")
+def test_pages_that_lie_in_a_range_in_part_are_left_alone() -> None:
+    memory = GuestMemory.anonymous(4 * PAGE)
+    memory.write(0, b"\xaa" * (4 * PAGE))
+    assert memory.discard(1, 2 * PAGE) == PAGE
+    assert memory.read(0, PAGE) == b"\xaa" * PAGE
+    assert memory.read(PAGE, PAGE) == bytes(PAGE)
+    assert memory.read(2 * PAGE, 2 * PAGE) == b"\xaa" * 2 * PAGE
+    assert memory.discard(1, PAGE) == 0
+    assert memory.discard(0, 0) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its madvise")
+def test_a_range_may_run_on_from_one_region_into_the_next() -> None:
+    memory = GuestMemory.for_ranges([(0, 4 * PAGE), (4 * PAGE, 4 * PAGE)])
+    memory.write(0, b"\xaa" * (4 * PAGE))
+    memory.write(4 * PAGE, b"\xaa" * (4 * PAGE))
+    assert memory.discard(2 * PAGE, 4 * PAGE) == 4 * PAGE
+    assert memory.slice(2 * PAGE, 2 * PAGE) == bytes(2 * PAGE)
+    assert memory.slice(4 * PAGE, 2 * PAGE) == bytes(2 * PAGE)
+    assert memory.read(6 * PAGE, PAGE) == b"\xaa" * PAGE
+
+
+@pytest.mark.parametrize("address", [-PAGE, 3 * PAGE, 1 << 63])
+def test_what_is_not_ram_can_not_be_discarded(address: int) -> None:
+    memory = GuestMemory.anonymous(4 * PAGE)
+    memory.write(0, b"\xaa" * (4 * PAGE))
+    with pytest.raises(GuestMemoryError):
+        memory.discard(address, 2 * PAGE)
+    assert memory.read(0, 4 * PAGE) == b"\xaa" * (4 * PAGE)
+    memory.release()
+    with pytest.raises(GuestMemoryError):
+        memory.discard(0, PAGE)
+
+
+def test_memory_that_can_not_be_given_back_stays_as_it_is() -> None:
+    plain = GuestMemory([region(0, 4 * PAGE)])
+    plain.write(0, b"\xaa")
+    assert plain.discard(0, 4 * PAGE) == 0
+    assert plain.read(0, 1) == b"\xaa"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its sealing")
+def test_what_the_host_refuses_is_not_counted() -> None:
+    memory, fd = shared_memory(4 * PAGE)
+    try:
+        memory.write(0, b"\xaa")
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 0x10)  # F_SEAL_FUTURE_WRITE, and a hole is a write
+        assert memory.discard(0, 4 * PAGE) == 0
+        assert memory.read(0, 1) == b"\xaa"
+    finally:
+        os.close(fd)

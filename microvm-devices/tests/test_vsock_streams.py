@@ -8,7 +8,6 @@ import pytest
 import trio
 import trio.testing
 
-from microvm.abc import Activation
 from microvm.config import VsockConfig
 from microvm.testing.queue_driver import FakeIrqLine, activation
 from microvm.virtio.features import RING_FEATURES, VERSION_1
@@ -333,10 +332,11 @@ class BusyLine(FakeIrqLine):
 async def test_a_packet_put_while_the_device_falls_asleep_is_seen() -> None:
     device, guest = VsockDevice(VsockConfig()), GuestVsock()
     line = BusyLine(guest)
-    queues = activation(guest.rx, guest.tx, guest.event).queues
-    tx = attrs.evolve(queues[1], irq=line)
+    active = activation(guest.rx, guest.tx, guest.event)
+    rx, tx, event = active.queues
+    active = attrs.evolve(active, queues=(rx, attrs.evolve(tx, irq=line), event))
     async with device.lifespan(), trio.open_nursery() as nursery:
-        nursery.start_soon(device.run, Activation(features=0, queues=(queues[0], tx, queues[2])))
+        nursery.start_soon(device.run, active)
         await trio.testing.wait_all_tasks_blocked()
         guest.tx.want_interrupt()
         guest.send(Op.RST, 9, 9)

@@ -22,7 +22,7 @@ import itertools
 import mmap
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import attrs
 
@@ -37,6 +37,39 @@ _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 """Guests rarely touch all that they are given. Python's mmap has the name from 3.13 on."""
 
 
+Reclaim = Callable[[int, int], int]
+"""From an offset in the region, this many bytes: what was given back of them."""
+
+
+def page_reclaim(mapping: mmap.mmap, *, shared: bool, skip: int = 0, page: int = 0) -> Reclaim:
+    """How to give pages of a mapping back to the host; they read as zeros from then on.
+
+    Args:
+        mapping: Anonymous memory, or a file of a memory file system (memfd) mapped shared: there
+            the pages leave the file too, and so everybody who maps it.
+        shared: Which of the two.
+        skip: Where in the mapping the region begins.
+        page: The size of its pages, where that is not the host's usual one.
+    """
+    page = max(page, mmap.PAGESIZE)
+    # madvise(2): of a private mapping DONTNEED drops the pages; of a shared one only the page
+    # tables, and REMOVE punches a hole.
+    advice = getattr(mmap, "MADV_REMOVE" if shared else "MADV_DONTNEED", None)
+
+    def reclaim(offset: int, length: int) -> int:
+        begin = -(-(skip + offset) // page) * page
+        whole = (skip + offset + length) // page * page - begin
+        if advice is None or whole <= 0:
+            return 0
+        try:
+            mapping.madvise(advice, begin, whole)
+        except OSError:
+            return 0  # it is sealed, or locked, or no file that can have holes
+        return whole
+
+    return reclaim
+
+
 @attrs.frozen(kw_only=True, eq=False)
 class GuestRegion:
     """A run of guest RAM.
@@ -48,6 +81,8 @@ class GuestRegion:
     """Guest physical address of the first byte."""
     view: memoryview
     """Its bytes: format ``B``, one dimension, writable."""
+    reclaim: Reclaim | None = None
+    """Gives whole pages back to the host, where that can be done; see `page_reclaim`."""
 
     def __attrs_post_init__(self) -> None:
         view = self.view
@@ -118,8 +153,15 @@ class GuestMemory:
         Raises:
             BackendError: the host has no memory left for them.
         """
+        mappings = [(start, _anonymous(size)) for start, size in ranges]
         return cls(
-            GuestRegion(start=start, view=memoryview(_anonymous(size))) for start, size in ranges
+            GuestRegion(
+                start=start,
+                view=memoryview(mapping),
+                # Elsewhere than on Linux the same advice leaves the bytes as they are.
+                reclaim=page_reclaim(mapping, shared=False) if sys.platform == "linux" else None,
+            )
+            for start, mapping in mappings
         )
 
     @property
@@ -197,6 +239,28 @@ class GuestMemory:
         if address & 1:
             raise ValueError(f"{address:#x} is not aligned to two bytes.")
         return self.slice(address, 2).cast("H")
+
+    def discard(self, address: int, length: int) -> int:
+        """Give the whole pages within a range back to the host.
+
+        They are the guest's still, and read as zeros from then on.
+
+        Returns:
+            Bytes given back; less than `length` where pages lie in it in part, or where the host
+            can't take memory back.
+
+        Raises:
+            GuestMemoryError: some of it is not RAM; nothing was given back.
+        """
+        for piece in self.slices(address, length):
+            piece.release()
+        done = 0
+        for region in self._regions:
+            begin = max(address, region.start)
+            end = min(address + length, region.end)
+            if region.reclaim is not None and begin < end:
+                done += region.reclaim(begin - region.start, end - begin)
+        return done
 
     def release(self) -> None:
         """Give up every region: each later access raises `GuestMemoryError`.

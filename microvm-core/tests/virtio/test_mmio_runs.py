@@ -84,6 +84,21 @@ async def test_after_a_reset_nothing_interrupts_and_no_memory_is_written() -> No
             activation.queues[0].queue.pop()
 
 
+async def test_a_run_tells_of_a_change_of_the_configuration_until_it_is_over() -> None:
+    async with served(UpperDevice()) as bench:
+        await start(bench)
+        config_changed = bench.device.activation.config_changed
+        before = bench.driver.read(registers.CONFIG_GENERATION)
+        config_changed()
+        assert bench.irq.triggers == 1
+        assert bench.driver.read(registers.CONFIG_GENERATION) != before
+        assert await on_cpu(bench.driver.take_interrupt) == registers.INTERRUPT_CONFIG_CHANGE
+        await on_cpu(bench.driver.reset)
+        config_changed()
+        assert bench.irq.triggers == 1
+        assert bench.driver.read(registers.INTERRUPT_STATUS) == 0
+
+
 async def test_a_driver_begins_anew_after_each_of_many_resets() -> None:
     async with served(UpperDevice()) as bench:
         for _ in range(200):

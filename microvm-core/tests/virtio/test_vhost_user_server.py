@@ -126,6 +126,37 @@ async def until(condition: Callable[[], bool]) -> None:
         await trio.lowlevel.checkpoint()
 
 
+# --- the configuration space ---------------------------------------------------------------------
+
+
+async def test_the_front_end_hears_of_a_change_of_the_configuration_in_a_run_alone() -> None:
+    device = Echo()
+    async with front_end(device, queues=2) as vmm:
+        await vmm.start()
+        await until(lambda: bool(device.activations))
+        device.activations[0].config_changed()
+        with trio.fail_after(5):
+            await vmm.config_change()
+        await vmm.stop()
+        device.activations[0].config_changed()
+        vmm.channel.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            vmm.channel.recv(1)
+
+
+async def test_a_front_end_that_does_not_read_what_it_is_told_holds_nobody_up() -> None:
+    device = Echo()
+    async with front_end(device, queues=2) as vmm:
+        await vmm.start()
+        await until(lambda: bool(device.activations))
+        for _ in range(10_000):
+            device.activations[0].config_changed()
+        assert await exchange(vmm, 0, b"abc") == b"cba"
+        vmm.channel.shutdown(socket.SHUT_RDWR)
+        device.activations[0].config_changed()
+        assert await exchange(vmm, 0, b"abc") == b"cba"
+
+
 # --- life of a device --------------------------------------------------------------------------
 
 

@@ -9,8 +9,10 @@ from microvm.abc import Activation, VirtioDevice
 from microvm.errors import BackendError, QueueError
 from microvm.virtio.features import NOTIFICATION_DATA, RING_FEATURES, RING_PACKED, RING_RESET
 from microvm.virtio.vhost_user.message import (
+    CONFIG_CHANGED,
     F_PROTOCOL_FEATURES,
     U64,
+    ChannelFd,
     ConfigSpace,
     Empty,
     MemoryRegion,
@@ -46,6 +48,7 @@ class Handle:
     def __init__(self) -> None:
         self.open = True
         self.prepared = False
+        self.sent: list[bytes] = []
 
     def fileno(self) -> int:
         return -1
@@ -55,6 +58,9 @@ class Handle:
 
     def signal(self) -> None:
         """Nobody listens."""
+
+    def send(self, data: bytes) -> None:
+        self.sent.append(data)
 
     def prepare_signal(self) -> None:
         self.prepared = True
@@ -105,7 +111,7 @@ class FrontEnd:
         return self.session.stops(Message(request=request, payload=payload or Empty()))
 
     def introduce(self, rings: int = 2) -> None:
-        protocol = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK | ProtocolFeature.CONFIG
+        protocol = sum(ProtocolFeature)
         self.send(Request.SET_PROTOCOL_FEATURES, U64(value=protocol))
         self.send(Request.SET_OWNER)
         for index in range(rings):
@@ -306,6 +312,7 @@ def test_what_would_change_a_run_under_its_hands_ends_it_first(vmm: FrontEnd) ->
         Request.SET_PROTOCOL_FEATURES: U64(value=9),
         Request.GET_QUEUE_NUM: Empty(),
         Request.SET_VRING_ENABLE: VringState(index=0, num=1),
+        Request.SET_BACKEND_REQ_FD: ChannelFd(),
         Request.GET_CONFIG: ConfigSpace(offset=0, flags=0, data=b"x"),
         Request.SET_CONFIG: ConfigSpace(offset=0, flags=0, data=b"x"),
     }
@@ -364,7 +371,7 @@ def test_what_is_offered() -> None:
     vmm = FrontEnd()
     offered = RING_FEATURES | F_PROTOCOL_FEATURES | Device.features
     assert answer(vmm.send(Request.GET_FEATURES)) == offered
-    protocol = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK | ProtocolFeature.CONFIG
+    protocol = sum(ProtocolFeature)
     assert answer(vmm.send(Request.GET_PROTOCOL_FEATURES)) == protocol
 
 
@@ -422,6 +429,7 @@ def test_an_acknowledgement_comes_iff_asked_for_and_negotiated() -> None:
         (Request.SET_VRING_CALL, VringFd(index=255, has_fd=False), "ring 255"),
         (Request.SET_VRING_ERR, VringFd(index=0, has_fd=True), "0 descriptors, not 1"),
         (Request.SET_MEM_TABLE, TABLE, "0 descriptors, not 2"),
+        (Request.SET_BACKEND_REQ_FD, ChannelFd(), "0 descriptors, not 1"),
     ],
 )
 def test_what_the_protocol_does_not_allow_is_refused(
@@ -443,6 +451,24 @@ def test_a_request_whose_feature_was_not_negotiated_is_refused(request_: Request
     payload = ConfigSpace(offset=0, flags=0, data=b"x")
     with pytest.raises(BackendError, match="not negotiated"):
         FrontEnd().send(request_, payload)
+
+
+def test_a_change_of_the_configuration_is_told_on_the_channel_if_there_is_one(
+    vmm: FrontEnd,
+) -> None:
+    vmm.session.config_changed()
+    first, second = Handle(), Handle()
+    vmm.send(Request.SET_BACKEND_REQ_FD, ChannelFd(), [first])
+    vmm.session.config_changed()
+    assert first.sent == [CONFIG_CHANGED]
+    vmm.send(Request.SET_BACKEND_REQ_FD, ChannelFd(), [second])
+    assert not first.open
+    vmm.session.config_changed()
+    assert (first.sent, second.sent) == ([CONFIG_CHANGED], [CONFIG_CHANGED])
+    vmm.session.close()
+    assert not second.open
+    vmm.session.config_changed()
+    assert second.sent == [CONFIG_CHANGED]
 
 
 # --- descriptors -------------------------------------------------------------------------------

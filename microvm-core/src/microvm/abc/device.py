@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import attrs
 
 if TYPE_CHECKING:
+    from microvm.memory import GuestMemory
     from microvm.virtio.queue import VirtQueue
 
 
@@ -51,6 +52,14 @@ class Activation:
     queues: tuple[ActiveQueue, ...]
     """By queue index. A queue that the transport keeps to itself, or that the driver did not set
     up, has no entry behind the last one given (vhost-user keeps vsock's event queue)."""
+    memory: GuestMemory
+    """All of the guest's RAM. Buffers come with their chains; this is for a device whose driver
+    speaks of memory by address (a balloon). Not to be kept beyond the run."""
+    config_changed: Callable[[], None]
+    """Call it when `read_config` has begun to answer something else: the driver is interrupted,
+    and reads it anew (virtio 1.2, 2.5 Device Configuration Space, 4.2.2.1). On the trio thread;
+    never blocks; several calls may arrive as one, and after the run it does nothing. What changed
+    between two runs is told in the later one."""
 
 
 class VirtioDevice(ABC):

@@ -17,7 +17,7 @@ It does not copy how the device side is written: it goes by the standard (virtio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import attrs
 import trio
@@ -364,13 +364,23 @@ class QueueDriver:
         return b"".join(parts)
 
 
-def activation(*drivers: QueueDriver, features: int | None = None) -> Activation:
+def activation(
+    *drivers: QueueDriver,
+    features: int | None = None,
+    config_changed: Callable[[], None] = lambda: None,
+) -> Activation:
     """What a device gets at DRIVER_OK, its queues those of `drivers` by index.
 
     Args:
-        drivers: One a queue.
+        drivers: One a queue; on one memory.
         features: What was negotiated; by default the first driver's.
+        config_changed: Called when the device tells of a change of its configuration space.
     """
     if features is None:
         features = drivers[0].features
-    return Activation(features=features, queues=tuple(driver.active() for driver in drivers))
+    return Activation(
+        features=features,
+        queues=tuple(driver.active() for driver in drivers),
+        memory=drivers[0].memory,
+        config_changed=config_changed,
+    )

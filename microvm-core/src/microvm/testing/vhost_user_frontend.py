@@ -31,9 +31,11 @@ from microvm.testing.queue_driver import FakeDoorbell, FakeIrqLine, GuestHeap, Q
 from microvm.virtio.features import RING_FEATURES
 from microvm.virtio.queue import MAX_INDEX
 from microvm.virtio.vhost_user.message import (
+    CONFIG_CHANGED,
     F_PROTOCOL_FEATURES,
     HEADER,
     U64,
+    ChannelFd,
     ConfigSpace,
     Empty,
     MemoryRegion,
@@ -136,6 +138,8 @@ class VhostUserFrontEnd:
         self.doorbells = [EventFdDoorbell() for _ in range(queues)]
         self.irqs = [EventFdIrqLine() for _ in range(queues)]
         self.errors = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(queues)]
+        self.channel, self._channel_of_back_end = socket.socketpair()
+        """Where requests of the back end arrive, if it has asked for such a channel."""
         self.offered = 0
         """What the back end offers, from `realize` on."""
         self.features = RING_FEATURES
@@ -172,6 +176,9 @@ class VhostUserFrontEnd:
         protocol = ProtocolFeature(await self.ask_u64(Request.GET_PROTOCOL_FEATURES))
         await self.tell(Request.SET_PROTOCOL_FEATURES, U64(value=protocol))
         await self.ask_u64(Request.GET_QUEUE_NUM)
+        if protocol & ProtocolFeature.BACKEND_REQ:
+            fds = [self._channel_of_back_end.fileno()]
+            await self.tell(Request.SET_BACKEND_REQ_FD, ChannelFd(), fds)
         await self.tell(Request.SET_OWNER)
         for index, (irq, error) in enumerate(zip(self.irqs, self.errors, strict=True)):
             await self.tell(Request.SET_VRING_CALL, VringFd(index=index, has_fd=True), [irq.fd])
@@ -231,6 +238,11 @@ class VhostUserFrontEnd:
         )
         assert answer == bytes(8), "The back end can't map the guest's memory."
 
+    async def config_change(self) -> None:
+        """Return once the back end has told of a change of its configuration space."""
+        await trio.lowlevel.wait_readable(self.channel)
+        assert self.channel.recv(len(CONFIG_CHANGED)) == CONFIG_CHANGED
+
     async def read_config(self, offset: int, length: int) -> bytes:
         """Part of the device's configuration space."""
         space = ConfigSpace(offset=offset, flags=0, data=bytes(length))
@@ -289,6 +301,8 @@ class VhostUserFrontEnd:
     def close(self) -> None:
         """Close the connection, and give the guest's memory and every descriptor back."""
         self.hang_up()
+        self.channel.close()
+        self._channel_of_back_end.close()
         for queue in self.queues:
             queue.release()
         self.memory.release()

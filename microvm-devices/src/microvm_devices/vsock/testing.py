@@ -132,6 +132,8 @@ class GuestVsock:
                 ActiveQueue(queue=queue, doorbell=driver.doorbell, irq=driver.irq)
                 for driver, queue in zip(drivers, queues, strict=True)
             ),
+            memory=self.rx.memory,
+            config_changed=lambda: None,
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(device.run, active)

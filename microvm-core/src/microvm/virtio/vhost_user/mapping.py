@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from microvm.errors import BackendError
-from microvm.memory import GuestMemory, GuestRegion, keep_private
+from microvm.memory import GuestMemory, GuestRegion, keep_private, page_reclaim
 
 if TYPE_CHECKING:
     from microvm.virtio.vhost_user.message import MemoryRegion
@@ -67,7 +67,11 @@ class MappedMemory:
         with memoryview(mapping) as whole:
             view = whole[skip : skip + region.size]
         try:
-            return GuestRegion(start=region.guest_address, view=view)
+            return GuestRegion(
+                start=region.guest_address,
+                view=view,
+                reclaim=page_reclaim(mapping, shared=True, skip=skip, page=page),
+            )
         except ValueError:
             view.release()
             raise

@@ -54,8 +54,16 @@ class Request(enum.IntEnum):
     SET_PROTOCOL_FEATURES = 16
     GET_QUEUE_NUM = 17
     SET_VRING_ENABLE = 18
+    SET_BACKEND_REQ_FD = 21
     GET_CONFIG = 24
     SET_CONFIG = 25
+
+
+class BackendRequest(enum.IntEnum):
+    """Requests of ours, on the channel of SET_BACKEND_REQ_FD ("Back-end message types")."""
+
+    CONFIG_CHANGE_MSG = 2
+    """The configuration space has changed; the front end reads it, and tells the driver."""
 
 
 class ProtocolFeature(enum.IntFlag):
@@ -65,6 +73,8 @@ class ProtocolFeature(enum.IntFlag):
     """GET_QUEUE_NUM is answered."""
     REPLY_ACK = 1 << 3
     """A request that has no reply of its own is acknowledged if the front end asks for that."""
+    BACKEND_REQ = 1 << 5
+    """There is a channel for requests of ours."""
     CONFIG = 1 << 9
     """The configuration space is ours to answer for."""
 
@@ -110,6 +120,11 @@ class VringFd:
 
 
 @attrs.frozen(kw_only=True)
+class ChannelFd:
+    """The payload of SET_BACKEND_REQ_FD: nothing but the descriptor beside it."""
+
+
+@attrs.frozen(kw_only=True)
 class MemoryRegion:
     """A run of guest memory in a file ("A memory region description")."""
 
@@ -140,7 +155,9 @@ class ConfigSpace:
     data: bytes
 
 
-Payload = Empty | U64 | VringState | VringAddresses | VringFd | MemoryTable | ConfigSpace
+Payload = (
+    Empty | U64 | VringState | VringAddresses | VringFd | ChannelFd | MemoryTable | ConfigSpace
+)
 
 _U64 = struct.Struct("<Q")
 _STATE = struct.Struct("<II")
@@ -198,6 +215,10 @@ def encode_request(request: Request, payload: bytes, *, need_reply: bool = False
     return HEADER.pack(request, flags, len(payload)) + payload
 
 
+CONFIG_CHANGED: Final = HEADER.pack(BackendRequest.CONFIG_CHANGE_MSG, VERSION, 0)
+"""The message that has no payload and wants no reply."""
+
+
 def decode_payload(request: Request, data: bytes) -> Payload:
     """Check and unpack the payload of `request`.
 
@@ -219,6 +240,8 @@ def expected_fds(payload: Payload) -> int:
             return len(payload.regions)
         case VringFd():
             return int(payload.has_fd)
+        case ChannelFd():
+            return 1
         case _:
             return 0
 
@@ -226,7 +249,7 @@ def expected_fds(payload: Payload) -> int:
 def encode_payload(payload: Payload) -> bytes:
     """The bytes of a payload."""
     match payload:
-        case Empty():
+        case Empty() | ChannelFd():
             return b""
         case U64():
             return _U64.pack(payload.value)
@@ -248,6 +271,11 @@ def _empty(data: bytes) -> Empty:
     if data:
         raise ValueError("nothing was expected")
     return Empty()
+
+
+def _channel(data: bytes) -> ChannelFd:
+    _empty(data)
+    return ChannelFd()
 
 
 def _u64(data: bytes) -> U64:
@@ -311,6 +339,7 @@ _DECODERS: Mapping[Request, Callable[[bytes], Payload]] = {
     Request.SET_PROTOCOL_FEATURES: _u64,
     Request.GET_QUEUE_NUM: _empty,
     Request.SET_VRING_ENABLE: _state,
+    Request.SET_BACKEND_REQ_FD: _channel,
     Request.GET_CONFIG: _config,
     Request.SET_CONFIG: _config,
 }

@@ -25,6 +25,9 @@ class Handle(Protocol):
     def signal(self) -> None:
         """Add one to its counter."""
 
+    def send(self, data: bytes) -> None:
+        """Send a short message, or drop it where nobody reads."""
+
     def prepare_signal(self) -> None:
         """Make sure that it has a counter, or raise `BackendError`."""
 

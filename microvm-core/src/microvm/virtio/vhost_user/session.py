@@ -49,8 +49,10 @@ from microvm.errors import BackendError
 from microvm.virtio.features import ANY_LAYOUT, NOTIFY_ON_EMPTY, RING_FEATURES, RING_RESET
 from microvm.virtio.queue import MAX_INDEX
 from microvm.virtio.vhost_user.message import (
+    CONFIG_CHANGED,
     F_PROTOCOL_FEATURES,
     U64,
+    ChannelFd,
     ConfigSpace,
     Empty,
     MemoryRegion,
@@ -105,10 +107,11 @@ class Session:
         self.offered_protocol = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK
         if type(device).read_config is not VirtioDevice.read_config:
             # QEMU warns on stderr about configuration spaces for devices that have none.
-            self.offered_protocol |= ProtocolFeature.CONFIG
+            self.offered_protocol |= ProtocolFeature.CONFIG | ProtocolFeature.BACKEND_REQ
         self.features: int | None = None
         self.protocol_features = ProtocolFeature(0)
         self.regions: tuple[MemoryRegion, ...] = ()
+        self._channel: Handle | None = None
         self._run_is_due = True
 
     def stops(self, message: Message) -> bool:
@@ -176,8 +179,16 @@ class Session:
     def _is_named(self, ring: Ring) -> bool:
         return ring.named or not (self._enables or (ring.call is None and ring.err is None))
 
+    def config_changed(self) -> None:
+        """Tell the front end, if it can be told: it reads the configuration space anew."""
+        if self._channel is not None:
+            self._channel.send(CONFIG_CHANGED)
+
     def close(self) -> None:
         """Close every descriptor the session holds."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
         for ring in self.rings:
             for handle in (ring.kick, ring.call, ring.err):
                 if handle is not None:
@@ -302,6 +313,12 @@ def _set_vring_enable(session: Session, payload: VringState, fds: _Fds) -> None:
     _ring(session, payload.index).enabled = bool(payload.num)
 
 
+def _set_backend_req_fd(session: Session, payload: ChannelFd, fds: _Fds) -> None:
+    old, session._channel = session._channel, fds[0]
+    if old is not None:
+        old.close()
+
+
 def _get_config(session: Session, payload: ConfigSpace, fds: _Fds) -> ConfigSpace:
     data = session.device.read_config(payload.offset, len(payload.data))
     if len(data) != len(payload.data):
@@ -361,6 +378,7 @@ _RULES: Mapping[Request, _Rule] = {
     Request.SET_PROTOCOL_FEATURES: _Rule(_set_protocol_features),
     Request.GET_QUEUE_NUM: _Rule(_get_queue_num, needs=ProtocolFeature.MQ),
     Request.SET_VRING_ENABLE: _Rule(_set_vring_enable, _on_switch),
+    Request.SET_BACKEND_REQ_FD: _Rule(_set_backend_req_fd, needs=ProtocolFeature.BACKEND_REQ),
     Request.GET_CONFIG: _Rule(_get_config, needs=ProtocolFeature.CONFIG),
     Request.SET_CONFIG: _Rule(_set_config, needs=ProtocolFeature.CONFIG),
 }
