@@ -6,10 +6,20 @@ from typing import Any
 
 import pytest
 
-from microvm import BootSource, ConfigError, DeviceConfig, DriveConfig, MachineConfig, RateLimit
+from microvm import (
+    BootSource,
+    ConfigError,
+    DeviceConfig,
+    DriveConfig,
+    MachineConfig,
+    NetConfig,
+    RateLimit,
+)
 from microvm._assembly import assemble
-from microvm.abc import Capability, VirtioDevice
-from microvm.plugins import DeviceFactory, PluginManager
+from microvm.abc import Capability, NetBackend, VirtioDevice
+from microvm.config import ConfigProblem
+from microvm.errors import PluginMissing
+from microvm.plugins import DeviceFactory, NetBackendFactory, PluginManager
 from microvm.testing.boot_files import tiny_kernel
 from microvm.testing.platform import ScriptedBackend
 from microvm.testing.plugins import plugin_manager
@@ -29,12 +39,27 @@ class NamedDevice(VirtioDevice):
         raise AssertionError
 
 
+class NamedNet(NetBackend):
+    """Keeps its options, and refuses a wrong one."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.options = dict(options)
+        if "wrong" in options:
+            raise ConfigError(
+                "It can't be used:", problems=[ConfigProblem("wrong", "is no option of it.")]
+            )
+
+    def lifespan(self, queues: int) -> Any:
+        raise AssertionError
+
+
 def manager(backend: ScriptedBackend) -> PluginManager:
     factories = [
         DeviceFactory(name=name, summary="for tests", virtio_id=4, create=NamedDevice)
-        for name in ("vsock", "blk", "dice")
+        for name in ("vsock", "blk", "net", "dice")
     ]
-    return plugin_manager(backend.factory(), *factories)
+    string = NetBackendFactory(name="string", summary="for tests", create=NamedNet)
+    return plugin_manager(backend.factory(), string, *factories)
 
 
 @pytest.fixture
@@ -49,21 +74,23 @@ def boot(tmp_path: Path) -> BootSource:
     return BootSource(kernel=tiny_kernel(tmp_path / "kernel"))
 
 
-def test_the_guest_finds_vsock_first_then_drives_then_the_rest(
+def test_the_guest_finds_vsock_first_then_drives_nets_and_the_rest(
     backend: ScriptedBackend, boot: BootSource
 ) -> None:
     config = MachineConfig(
         boot=boot,
         provisioners=(),
         drives=(DriveConfig(path="/a"), DriveConfig(path="/b", read_only=True)),
+        nets=(NetConfig(backend="string"),),
         devices=(DeviceConfig(name="dice", options={"seed": 3}),),
     )
     devices = assemble(config, manager(backend), BootTimeline()).plan.devices
-    assert [attached.name for attached in devices] == ["vsock", "blk", "blk", "dice"]
+    assert [attached.name for attached in devices] == ["vsock", "blk", "blk", "net", "dice"]
     assert [attached.device.options.get("path") for attached in devices] == [
         None,
         Path("/a"),
         Path("/b"),
+        None,
         None,
     ]
 
@@ -78,6 +105,37 @@ def test_a_drive_reaches_its_plugin_without_what_the_guest_does_with_it(
     options = attached.device.options
     assert "root" not in options
     assert DriveConfig(**options, root=True) == drive
+
+
+def test_a_net_reaches_its_plugin_with_its_backend_made(
+    backend: ScriptedBackend, boot: BootSource
+) -> None:
+    net = NetConfig(backend="string", options={"colour": "red"}, mtu=9000, queues=2)
+    config = MachineConfig(boot=boot, provisioners=(), vsock=None, nets=(net,))
+    (attached,) = assemble(config, manager(backend), BootTimeline()).plan.devices
+    options = attached.device.options
+    carrier = options.pop("backend")
+    assert isinstance(carrier, NamedNet)
+    assert carrier.options == {"colour": "red"}
+    assert NetConfig(backend="string", options=carrier.options, **options) == net
+
+
+def test_a_nets_wrong_options_are_told_by_their_place(
+    backend: ScriptedBackend, boot: BootSource
+) -> None:
+    nets = (NetConfig(backend="string"), NetConfig(backend="string", options={"wrong": 1}))
+    config = MachineConfig(boot=boot, provisioners=(), nets=nets)
+    with pytest.raises(ConfigError) as caught:
+        assemble(config, manager(backend), BootTimeline())
+    assert [problem.where for problem in caught.value.problems] == ["nets[1].options.wrong"]
+
+
+def test_a_net_backend_that_is_not_installed_is_told(
+    backend: ScriptedBackend, boot: BootSource
+) -> None:
+    config = MachineConfig(boot=boot, provisioners=(), nets=(NetConfig(backend="strung"),))
+    with pytest.raises(PluginMissing, match="'string'"):
+        assemble(config, manager(backend), BootTimeline())
 
 
 @pytest.mark.parametrize(("read_only", "word"), [(False, "rw"), (True, "ro")])

@@ -32,12 +32,13 @@ from microvm.config import (
     DriveConfig,
     Isolation,
     MachineConfig,
+    NetConfig,
     VsockConfig,
 )
 from microvm.errors import BackendUnavailable, ConfigError, MicrovmError
 
 if TYPE_CHECKING:
-    from microvm.abc import HostedPlatform, Provisioner
+    from microvm.abc import HostedPlatform, NetBackend, Provisioner
     from microvm.plugins import BackendFactory, PluginManager
     from microvm.timeline import BootTimeline
 
@@ -310,6 +311,11 @@ def _wanted_devices(
         _WantedDevice(where=f"drives[{index}]", config=device_of_drive(drive))
         for index, drive in enumerate(config.drives)
     ]
+    for index, net in enumerate(config.nets):
+        where = f"nets[{index}]"
+        backend = _net_backend(net, where, plugins, problems)
+        if backend is not None:
+            wanted.append(_WantedDevice(where=where, config=device_of_net(net, backend)))
     wanted += [
         _WantedDevice(where=f"devices[{index}]", config=device)
         for index, device in enumerate(config.devices)
@@ -332,6 +338,25 @@ def device_of_drive(drive: DriveConfig) -> DeviceConfig:
         if field.name != "root"
     }
     return DeviceConfig(name="blk", options=options)
+
+
+def device_of_net(net: NetConfig, backend: NetBackend) -> DeviceConfig:
+    """A network device, as its plugin is asked for it, with what carries its frames."""
+    options = {
+        field.name: getattr(net, field.name)
+        for field in attrs.fields(NetConfig)
+        if field.name != "options"
+    }
+    return DeviceConfig(name="net", options=options | {"backend": backend})
+
+
+def _net_backend(
+    net: NetConfig, where: str, plugins: PluginManager, problems: _Problems
+) -> NetBackend | None:
+    factory = problems.attempt(f"{where}.backend", partial(plugins.load_net_backend, net.backend))
+    if factory is None:
+        return None
+    return problems.attempt(f"{where}.options", partial(factory.create, net.options))
 
 
 def _make_device(

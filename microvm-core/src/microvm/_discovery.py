@@ -29,6 +29,7 @@ class PluginGroup(enum.StrEnum):
 
     BACKEND = "backend"
     DEVICE = "device"
+    NET_BACKEND = "net_backend"
     PROVISIONER = "provisioner"
 
     @property

@@ -14,11 +14,23 @@ from typing import Any, TypeVar
 import attrs
 
 from microvm._discovery import DISABLE, PluginRecord
-from microvm.abc import HostedPlatform, Hypervisor, ProbeReport, Provisioner, VirtioDevice
+from microvm.abc import (
+    HostedPlatform,
+    Hypervisor,
+    NetBackend,
+    ProbeReport,
+    Provisioner,
+    VirtioDevice,
+)
 from microvm.errors import MicrovmError, PluginLoadError
-from microvm.plugins import BackendFactory, DeviceFactory, ProvisionerFactory
+from microvm.plugins import (
+    BackendFactory,
+    DeviceFactory,
+    NetBackendFactory,
+    ProvisionerFactory,
+)
 
-Factory = BackendFactory | DeviceFactory | ProvisionerFactory
+Factory = BackendFactory | DeviceFactory | NetBackendFactory | ProvisionerFactory
 R = TypeVar("R")
 
 MAX_CAUSE_CHARS = 300
@@ -112,6 +124,16 @@ def _probe(
     return ProbeReport(backend=record.name, usable=False, reason=wrong, remedy=_remedy(record))
 
 
+def _parse_cli(
+    record: PluginRecord, parse_cli: Callable[[str], Mapping[str, Any]], text: str
+) -> Mapping[str, Any]:
+    """A net backend's `parse_cli` that raises typed errors only, and gives options."""
+    options: object = call(record, "its parse_cli", lambda: parse_cli(text))
+    if not isinstance(options, Mapping):
+        raise load_error(record, f"its parse_cli gave {SHORT.repr(options)}, not options")
+    return options
+
+
 def guarded(factory: Factory, record: PluginRecord) -> Factory:
     """The same factory, its callables guarded."""
     match factory:
@@ -123,5 +145,11 @@ def guarded(factory: Factory, record: PluginRecord) -> Factory:
             )
         case DeviceFactory(create=create):
             return attrs.evolve(factory, create=partial(_create, record, (VirtioDevice,), create))
+        case NetBackendFactory(create=create, parse_cli=parse_cli):
+            return attrs.evolve(
+                factory,
+                create=partial(_create, record, (NetBackend,), create),
+                parse_cli=partial(_parse_cli, record, parse_cli),
+            )
         case ProvisionerFactory(create=create):
             return attrs.evolve(factory, create=partial(_create, record, (Provisioner,), create))

@@ -15,6 +15,12 @@ OURS = MappingProxyType(
         (PluginGroup.BACKEND, "hvf"): "microvm-hvf",
         (PluginGroup.BACKEND, "wsl"): "microvm-wsl",
         (PluginGroup.DEVICE, "vsock"): "microvm-devices",
+        (PluginGroup.DEVICE, "net"): "microvm-devices",
+        (PluginGroup.NET_BACKEND, "loopback"): "microvm-devices",
+        (PluginGroup.NET_BACKEND, "null"): "microvm-devices",
+        (PluginGroup.NET_BACKEND, "passt"): "microvm-devices",
+        (PluginGroup.NET_BACKEND, "socket"): "microvm-devices",
+        (PluginGroup.NET_BACKEND, "tap"): "microvm-devices",
         (PluginGroup.PROVISIONER, "agent"): "microvm-guest",
     }
 )

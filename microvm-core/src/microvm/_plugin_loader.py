@@ -28,7 +28,13 @@ from microvm._hook_calls import traced
 from microvm._plugin_guard import Factory, describe, guarded, load_error
 from microvm._plugin_hints import close_matches
 from microvm.errors import PluginLoadError
-from microvm.plugins import PROJECT, BackendFactory, DeviceFactory, ProvisionerFactory
+from microvm.plugins import (
+    PROJECT,
+    BackendFactory,
+    DeviceFactory,
+    NetBackendFactory,
+    ProvisionerFactory,
+)
 
 CORE = "core"
 """What core's own hooks are registered under."""
@@ -37,6 +43,7 @@ _TYPES: Mapping[PluginGroup, type[Factory]] = MappingProxyType(
     {
         PluginGroup.BACKEND: BackendFactory,
         PluginGroup.DEVICE: DeviceFactory,
+        PluginGroup.NET_BACKEND: NetBackendFactory,
         PluginGroup.PROVISIONER: ProvisionerFactory,
     }
 )

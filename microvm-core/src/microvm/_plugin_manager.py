@@ -40,6 +40,7 @@ from microvm.plugins import (
     BootProtocol,
     DeviceFactory,
     GuestLayout,
+    NetBackendFactory,
     ProvisionerFactory,
 )
 
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from microvm.outcome import MachineOutcome
 
 log = logging.getLogger("microvm.plugins")
-F = TypeVar("F", BackendFactory, DeviceFactory, ProvisionerFactory)
+F = TypeVar("F", BackendFactory, DeviceFactory, NetBackendFactory, ProvisionerFactory)
 
 
 class PluginState(enum.StrEnum):
@@ -147,6 +148,14 @@ class PluginManager:
     def load_device(self, name: str) -> DeviceFactory:
         """The device of that name."""
         return _typed(self.load(PluginGroup.DEVICE, name), DeviceFactory)
+
+    def load_net_backend(self, name: str) -> NetBackendFactory:
+        """The net backend of that name."""
+        return _typed(self.load(PluginGroup.NET_BACKEND, name), NetBackendFactory)
+
+    def load_net_backends(self) -> tuple[NetBackendFactory, ...]:
+        """Every net backend that can be loaded, by name: what ``--net`` takes."""
+        return tuple(_typed(f, NetBackendFactory) for f in self.load_all(PluginGroup.NET_BACKEND))
 
     def load_provisioner(self, name: str) -> ProvisionerFactory:
         """The provisioner of that name."""

@@ -125,6 +125,12 @@ class BackendCrashed(BackendError):
     code = "backend.crashed"
 
 
+class NetLinkDown(BackendError):
+    """What carries a network device's frames is gone, and won't come back."""
+
+    code = "backend.net_link_down"
+
+
 class WorkerProtocolError(BackendCrashed):
     """A machine's worker process sent what is not in the protocol, and was ended for it."""
 

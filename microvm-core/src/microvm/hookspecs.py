@@ -4,7 +4,7 @@ All hooks are synchronous, quick, and called on the trio thread; none is on the 
 exit. Work that waits belongs to the methods of the objects that plugins create. A hook function
 may take any subset of the arguments, by their exact names.
 
-Three registration hooks bring a component each, and are called once, when the plugin is loaded.
+Four registration hooks bring a component each, and are called once, when the plugin is loaded.
 The others are called while a machine is put together and run, on every plugin installed, whether
 or not the machine uses its component: installed is active.
 """
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         BootProtocol,
         DeviceFactory,
         GuestLayout,
+        NetBackendFactory,
         ProvisionerFactory,
     )
 
@@ -86,6 +87,39 @@ def microvm_register_device() -> DeviceFactory:
         def microvm_register_device():
             return DeviceFactory(
                 name="dice", summary="Repeatable entropy", virtio_id=4, create=create
+            )
+    """
+
+
+@hookspec(historic=True)
+def microvm_register_net_backend() -> NetBackendFactory:
+    """Offer a net backend: what carries a network device's frames on the host.
+
+    Called once, when the plugin is loaded. The record's name must be that of the plugin's entry
+    point in the group ``microvm.net_backends``. `create` gets the options of each `NetConfig`
+    that names the backend; `parse_cli` makes them of what stands behind the colon in ``--net``.
+
+    Example:
+        from microvm.errors import ConfigError
+        from microvm.plugins import NetBackendFactory, hookimpl
+
+        def parse_cli(text):
+            if not text:
+                raise ConfigError("Say which cable: --net string:COLOUR.")
+            return {"colour": text}
+
+        def create(options):
+            from microvm_string.link import StringBackend
+            return StringBackend(**options)
+
+        @hookimpl
+        def microvm_register_net_backend():
+            return NetBackendFactory(
+                name="string",
+                summary="Two cans and a string",
+                create=create,
+                syntax="string:COLOUR",
+                parse_cli=parse_cli,
             )
     """
 

@@ -18,6 +18,8 @@ import attrs
 import pluggy
 from attrs import validators
 
+from microvm.errors import ConfigError
+
 if TYPE_CHECKING:
     from microvm._discovery import PluginGroup, PluginRecord
     from microvm._plugin_manager import PluginManager, PluginState, PluginStatus, installed_plugins
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
         HostedPlatform,
         Hypervisor,
         MachinePlan,
+        NetBackend,
         ProbeReport,
         Provisioner,
         VirtioDevice,
@@ -38,6 +41,7 @@ __all__ = [
     "BootProtocol",
     "DeviceFactory",
     "GuestLayout",
+    "NetBackendFactory",
     "PluginGroup",
     "PluginManager",
     "PluginRecord",
@@ -102,6 +106,40 @@ class DeviceFactory:
     """Gets `DeviceConfig.options`; raises `ConfigError` for one that it does not know. What it
     makes may never be used: with `isolation="process"` options are checked so, and the device made
     again in the worker. What must be given back is taken in `VirtioDevice.lifespan`."""
+
+
+def no_cli_options(text: str) -> Mapping[str, Any]:
+    """The options of a net backend that takes none on the command line.
+
+    Raises:
+        ConfigError: something stands behind the name.
+    """
+    if text:
+        raise ConfigError(f"It takes nothing behind its name, and was given {text!r}.")
+    return {}
+
+
+@attrs.frozen(kw_only=True)
+class NetBackendFactory:
+    """A net backend on offer: what carries a network device's frames on the host."""
+
+    name: str = attrs.field(validator=_TEXT)
+    """The same as the entry point's."""
+    summary: str = attrs.field(validator=_TEXT)
+    """One line, for lists and for ``microvm run --help``."""
+    create: Callable[[Mapping[str, Any]], NetBackend] = attrs.field(validator=_CALLABLE)
+    """Gets `NetConfig.options`; raises `ConfigError` for one that it does not know. What it makes
+    may never be used, as with `DeviceFactory.create`: what must be given back is taken in
+    `NetBackend.lifespan`."""
+    syntax: str = attrs.field(
+        default=attrs.Factory(lambda self: self.name, takes_self=True), validator=_TEXT
+    )
+    """How it is given to ``--net``, such as ``tap:NAME``; by default the name alone."""
+    parse_cli: Callable[[str], Mapping[str, Any]] = attrs.field(
+        default=no_cli_options, validator=_CALLABLE
+    )
+    """From what stands behind the first colon in ``--net`` (empty without one) to options; raises
+    `ConfigError`. By default nothing may stand there."""
 
 
 @attrs.frozen(kw_only=True)

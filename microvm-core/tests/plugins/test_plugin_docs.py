@@ -35,7 +35,7 @@ def section(name):
 
 
 def test_there_are_hooks():
-    assert len(HOOKS) == 10
+    assert len(HOOKS) == 11
 
 
 @each_hook

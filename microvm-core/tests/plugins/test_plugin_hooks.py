@@ -10,11 +10,17 @@ import sys
 import pytest
 
 from microvm._discovery import PluginGroup, Switches
-from microvm.abc import ProbeReport, VirtioDevice
+from microvm.abc import NetBackend, ProbeReport, VirtioDevice
 from microvm.config import ConfigProblem, MachineConfig
 from microvm.errors import ConfigError, PluginLoadError
 from microvm.outcome import MachineOutcome, OutcomeReason
-from microvm.plugins import BootProtocol, DeviceFactory, GuestLayout, hookimpl
+from microvm.plugins import (
+    BootProtocol,
+    DeviceFactory,
+    GuestLayout,
+    NetBackendFactory,
+    hookimpl,
+)
 from microvm.testing.platform import ScriptedBackend, ScriptedProvisioner
 from microvm.testing.plugins import plugin_manager
 
@@ -68,6 +74,62 @@ def test_hook_microvm_register_device_offers_a_device():
     factory = plugin_manager(record).load_device("d")
     assert factory.virtio_id == 4
     assert factory.create({"seed": 1}).options == {"seed": 1}
+
+
+class String(NetBackend):
+    """A net backend that keeps its options and carries nothing."""
+
+    def __init__(self, options):
+        self.options = dict(options)
+
+    def lifespan(self, queues):
+        raise AssertionError("never used")
+
+
+def test_hook_microvm_register_net_backend_offers_a_net_backend():
+    record = NetBackendFactory(
+        name="string",
+        summary="s",
+        create=String,
+        syntax="string:COLOUR",
+        parse_cli=lambda text: {"colour": text},
+    )
+    given = plugin_manager(record)
+    factory = given.load_net_backend("string")
+    assert [factory.name for factory in given.load_net_backends()] == ["string"]
+    assert factory.syntax == "string:COLOUR"
+    assert factory.create(factory.parse_cli("red")).options == {"colour": "red"}
+
+
+def test_a_net_backend_is_given_by_its_name_alone_unless_it_says_otherwise():
+    factory = plugin_manager(
+        NetBackendFactory(name="string", summary="s", create=String)
+    ).load_net_backend("string")
+    assert factory.syntax == "string"
+    assert factory.parse_cli("") == {}
+    with pytest.raises(ConfigError, match="'red'"):
+        factory.parse_cli("red")
+
+
+@pytest.mark.parametrize(
+    ("parse_cli", "told"),
+    [
+        (lambda text: {}[text], "its parse_cli raised KeyError"),
+        (lambda text: [text], r"its parse_cli gave \['red'\]"),
+    ],
+)
+def test_a_net_backend_whose_syntax_fails_is_named(parse_cli, told):
+    record = NetBackendFactory(name="string", summary="s", create=String, parse_cli=parse_cli)
+    factory = plugin_manager(record).load_net_backend("string")
+    with pytest.raises(PluginLoadError, match=f"net_backend/string.*{told}"):
+        factory.parse_cli("red")
+
+
+def test_a_net_backend_that_makes_something_else_is_named():
+    record = NetBackendFactory(name="string", summary="s", create=lambda options: object())
+    factory = plugin_manager(record).load_net_backend("string")
+    with pytest.raises(PluginLoadError, match=r"net_backend/string.*not a NetBackend"):
+        factory.create({})
 
 
 def test_hook_microvm_register_provisioner_offers_a_provisioner():

@@ -301,6 +301,8 @@ def test_a_failed_plugin_fails_the_same_way_again_and_is_not_run_again():
     [
         (PluginGroup.BACKEND, "qemu", "microvm-qemu"),
         (PluginGroup.DEVICE, "vsock", "microvm-devices"),
+        (PluginGroup.DEVICE, "net", "microvm-devices"),
+        (PluginGroup.NET_BACKEND, "passt", "microvm-devices"),
         (PluginGroup.PROVISIONER, "agent", "microvm-guest"),
     ],
 )

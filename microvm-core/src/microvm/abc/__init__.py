@@ -1,4 +1,4 @@
-"""The interfaces that backends, devices and provisioners implement.
+"""The interfaces that backends, devices, net backends and provisioners implement.
 
 A plugin depends on this package and on values from `microvm.config`; core depends on nothing of
 the plugin but what stands here. Who calls what, in order:
@@ -29,6 +29,7 @@ from microvm.abc.device import (
 )
 from microvm.abc.guest import Guest, GuestLink, GuestProcess, Provisioner, RunResult, TtySize
 from microvm.abc.hypervisor import GuestDoorbell, Hypervisor, Vcpu, Vm
+from microvm.abc.net import Frame, NetBackend, NetLink, NetLinks, Offload
 from microvm.abc.platform import AttachedDevice, HostedPlatform, MachinePlan, RunningMachine
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "BusDevice",
     "Capability",
     "Doorbell",
+    "Frame",
     "Guest",
     "GuestChannels",
     "GuestDoorbell",
@@ -47,6 +49,10 @@ __all__ = [
     "Hypervisor",
     "IrqLine",
     "MachinePlan",
+    "NetBackend",
+    "NetLink",
+    "NetLinks",
+    "Offload",
     "ProbeReport",
     "Provisioner",
     "RunResult",

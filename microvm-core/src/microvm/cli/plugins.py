@@ -18,7 +18,7 @@ def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser(
         "plugins",
-        help="list backends, devices and provisioners",
+        help="list backends, devices, net backends and provisioners",
         description="List every plugin installed, each loaded and looked over.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")

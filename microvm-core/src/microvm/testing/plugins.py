@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 from microvm._discovery import Discovery, PluginGroup, PluginRecord, Switches
 from microvm._plugin_manager import PluginManager
-from microvm.plugins import BackendFactory, DeviceFactory, ProvisionerFactory, hookimpl
+from microvm.plugins import (
+    BackendFactory,
+    DeviceFactory,
+    NetBackendFactory,
+    ProvisionerFactory,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
     from microvm._plugin_guard import Factory
@@ -30,6 +36,15 @@ class _DevicePlugin:
 
     @hookimpl
     def microvm_register_device(self) -> DeviceFactory:
+        return self._factory
+
+
+class _NetBackendPlugin:
+    def __init__(self, factory: NetBackendFactory) -> None:
+        self._factory = factory
+
+    @hookimpl
+    def microvm_register_net_backend(self) -> NetBackendFactory:
         return self._factory
 
 
@@ -66,6 +81,8 @@ def plugin_manager(
                 given[f"{PluginGroup.BACKEND}/{factory.name}"] = _BackendPlugin(factory)
             case DeviceFactory():
                 given[f"{PluginGroup.DEVICE}/{factory.name}"] = _DevicePlugin(factory)
+            case NetBackendFactory():
+                given[f"{PluginGroup.NET_BACKEND}/{factory.name}"] = _NetBackendPlugin(factory)
             case ProvisionerFactory():
                 given[f"{PluginGroup.PROVISIONER}/{factory.name}"] = _ProvisionerPlugin(factory)
 

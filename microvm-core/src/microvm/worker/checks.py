@@ -21,6 +21,7 @@ def isolation_problems(
     wanted = {
         f"backend/{backend}",
         *(f"device/{name}" for name in config.device_names()),
+        *(f"net_backend/{net.backend}" for net in config.nets),
     }
     problems.extend(
         ConfigProblem(
