@@ -4,6 +4,7 @@ import pytest
 import trio
 import trio.testing
 
+from microvm.config import DriveConfig, MachineConfig
 from microvm.errors import ConfigError, GuestGone, GuestProtocolError, GuestRefused
 from microvm.plugins import ProvisionerFactory
 from microvm.testing.channels import MemoryChannels
@@ -34,6 +35,16 @@ async def test_the_call_that_the_agent_makes_is_the_connection_it_is_used_over()
         assert (await guest.run(["true"])).success
         assert list(timeline.phases) == ["kernel", "agent"]
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("roots", "words"),
+    [((), []), ((False, False), []), ((True,), ["vda"]), ((False, False, True), ["vdc"])],
+)
+def test_the_agent_is_told_by_a_word_of_its_own_which_disk_to_enter(roots, words):
+    drives = [DriveConfig(path="disk", root=root) for root in roots]
+    told = AgentProvisioner().kernel_cmdline(MachineConfig(drives=drives))
+    assert told == [f"microvm.root=/dev/{name}" for name in words]
 
 
 async def test_the_port_is_open_before_the_guest_runs_and_free_once_it_has_called():

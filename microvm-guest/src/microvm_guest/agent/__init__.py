@@ -30,6 +30,7 @@ SOURCES: tuple[str, ...] = (
     "clock.c",
     "vsock.c",
     "system.c",
+    "root.c",
     "shutdown.c",
 )
 """Every translation unit, by name within `SOURCE_DIR`."""
@@ -51,6 +52,7 @@ HEADERS: tuple[str, ...] = (
     "clock.h",
     "vsock.h",
     "system.h",
+    "root.h",
     "shutdown.h",
 )
 """What the sources include, by name within `SOURCE_DIR`."""

@@ -10,6 +10,7 @@
 #include "clock.h"
 #include "command.h"
 #include "connection.h"
+#include "root.h"
 #include "system.h"
 
 #define NS_PER_MS 1000000ull
@@ -71,6 +72,7 @@ static _Noreturn void end(void)
     sync();
     if (!process_1)
         exit(EXIT_SUCCESS);
+    root_settle();
     reboot(power_off ? RB_POWER_OFF : RB_AUTOBOOT);
     system_log("can't", power_off ? "power off" : "reset");
     reboot(power_off ? RB_AUTOBOOT : RB_POWER_OFF);

@@ -15,6 +15,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "root.h"
+
 #define HOSTNAME "microvm"
 #define NOFILE_WANTED 65536
 
@@ -77,6 +79,12 @@ static void mount_all(void)
             system_log("can't link", links[i][1]);
 }
 
+static void unmount_all(void)
+{
+    for (const struct mount_entry *it = mounts + LENGTH(mounts); it-- > mounts;)
+        umount2(it->at, MNT_DETACH);
+}
+
 /* An initramfs without /dev/console starts process 1 with no descriptors at all. */
 static void take_console(void)
 {
@@ -102,11 +110,24 @@ static void bring_up_loopback(void)
     close(fd);
 }
 
+static void enter_root(void)
+{
+    char device[ROOT_DEVICE_BYTES];
+    root_look();
+    if (!system_word("root", device, sizeof device))
+        return;
+    root_mount(device);
+    unmount_all();
+    root_enter();
+    mount_all();
+}
+
 void system_set_up(void)
 {
     umask(022);
     mount_all();
     take_console();
+    enter_root();
     sethostname(HOSTNAME, strlen(HOSTNAME));
     bring_up_loopback();
     reboot(RB_DISABLE_CAD); /* ctrl-alt-del is SIGINT to process 1, not a reset */
@@ -137,7 +158,7 @@ void system_restore_limits(void)
         setrlimit(RLIMIT_NOFILE, &original_nofile);
 }
 
-unsigned system_option(const char *name, unsigned fallback)
+bool system_word(const char *name, char *value, size_t size)
 {
     char cmdline[4096], word[64];
     int fd = open("/proc/cmdline", O_RDONLY | O_CLOEXEC);
@@ -145,13 +166,19 @@ unsigned system_option(const char *name, unsigned fallback)
     if (fd >= 0)
         close(fd);
     if (length < 0)
-        return fallback;
+        return false;
     cmdline[length] = 0;
     snprintf(word, sizeof word, "microvm.%s=", name);
-    unsigned value = fallback;
+    bool found = false;
     char *rest = cmdline;
     for (char *it = strsep(&rest, " \n"); it != NULL; it = strsep(&rest, " \n"))
         if (strncmp(it, word, strlen(word)) == 0)
-            value = (unsigned)strtoul(it + strlen(word), NULL, 10);
-    return value;
+            found = snprintf(value, size, "%s", it + strlen(word)) < (int)size;
+    return found;
+}
+
+unsigned system_option(const char *name, unsigned fallback)
+{
+    char value[32];
+    return system_word(name, value, sizeof value) ? (unsigned)strtoul(value, NULL, 10) : fallback;
 }

@@ -6,6 +6,7 @@ that it makes is its readiness, and it is also the one over which it is used fro
 
 from __future__ import annotations
 
+import string
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from microvm.config import BootSource, MachineConfig
 from microvm_guest.ports import HOST_PORT
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     import trio
     from trio.abc import HalfCloseableStream, Listener
@@ -35,6 +36,16 @@ class AgentProvisioner(Provisioner):
 
         image = default_image()
         return BootSource(kernel=image.kernel, initrd=image.initrd)
+
+    def kernel_cmdline(self, config: MachineConfig) -> Sequence[str]:
+        """Which disk the agent is to enter.
+
+        Core's own ``root=`` is not enough: a kernel that starts the agent's initramfs never heeds
+        it, and the agent as process 1 of a container reads the host's.
+        """
+        letters = string.ascii_lowercase
+        drives = zip(letters, config.drives, strict=False)
+        return [f"microvm.root=/dev/vd{letter}" for letter, drive in drives if drive.root]
 
     @asynccontextmanager
     async def attach(self, channels: GuestChannels) -> AsyncIterator[AgentLink]:
