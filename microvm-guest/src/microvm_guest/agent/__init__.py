@@ -32,6 +32,10 @@ SOURCES: tuple[str, ...] = (
     "system.c",
     "root.c",
     "shutdown.c",
+    "forward.c",
+    "acceptor.c",
+    "address.c",
+    "relay.c",
 )
 """Every translation unit, by name within `SOURCE_DIR`."""
 
@@ -54,6 +58,10 @@ HEADERS: tuple[str, ...] = (
     "system.h",
     "root.h",
     "shutdown.h",
+    "forward.h",
+    "acceptor.h",
+    "address.h",
+    "relay.h",
 )
 """What the sources include, by name within `SOURCE_DIR`."""
 

@@ -36,16 +36,22 @@ bool watch_for(struct watch *watch, uint32_t events)
     return true;
 }
 
-void watch_close(struct watch *watch)
+int watch_release(struct watch *watch)
 {
-    if (watch->fd < 0)
-        return;
+    int fd = watch->fd;
     watch_for(watch, 0);
-    close(watch->fd);
     watch->fd = -1;
     for (int i = batch_next; i < batch_length; i++)
         if (batch[i].data.ptr == watch)
             batch[i].data.ptr = NULL;
+    return fd;
+}
+
+void watch_close(struct watch *watch)
+{
+    int fd = watch_release(watch);
+    if (fd >= 0)
+        close(fd);
 }
 
 static int wait_ms(uint64_t deadline_ns)

@@ -23,6 +23,9 @@ void watch_open(struct watch *watch, int fd, void (*ready)(struct watch *, uint3
 /* Wait for these events from now on; 0 for none. False when the kernel refuses (no memory). */
 bool watch_for(struct watch *watch, uint32_t events);
 
+/* Forget the descriptor, also in the batch of events being served, and hand it back; -1 for none. */
+int watch_release(struct watch *watch);
+
 /* Close the descriptor and forget it, also in the batch of events being served. */
 void watch_close(struct watch *watch);
 

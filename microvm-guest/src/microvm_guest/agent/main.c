@@ -3,9 +3,10 @@
  *   microvm-agent                      serve AF_VSOCK and announce it to the host
  *   microvm-agent --connected-fd N     serve one connection, then end
  *   microvm-agent --listen-fd N        serve those that come to a listening socket
+ *   microvm-agent --forward-fd N       serve forwards that come to a listening socket
  *   microvm-agent --version
  *
- * The last but one are for running beside the host's own programs: the clock is left alone. */
+ * Those with a descriptor run beside the host's own programs: the clock is left alone. */
 
 #include <signal.h>
 #include <stdio.h>
@@ -20,6 +21,7 @@
 #include "clock.h"
 #include "command.h"
 #include "connection.h"
+#include "forward.h"
 #include "loop.h"
 #include "shutdown.h"
 #include "system.h"
@@ -75,11 +77,12 @@ static void take_signals(void)
 
 static void serve_vsock(void)
 {
-    int listening = vsock_listen(system_option("guest_port", WIRE_GUEST_PORT));
+    int listening = vsock_listen(system_option("guest_port", WIRE_GUEST_PORT), WIRE_MAX_CONNECTIONS);
     if (listening < 0)
         system_log("can't listen on", "vsock");
     else
         connections_listen(listening, true);
+    forwards_serve_vsock();
     int dialled = vsock_dial(system_option("host_port", WIRE_HOST_PORT));
     if (dialled < 0)
         system_log("can't reach", "the host");
@@ -96,14 +99,14 @@ static int number(const char *text)
 
 static _Noreturn void usage(void)
 {
-    fputs("usage: microvm-agent [--connected-fd N | --listen-fd N | --version]\n", stderr);
+    fputs("usage: microvm-agent [--connected-fd N | --listen-fd N | --forward-fd N | --version]\n", stderr);
     exit(2);
 }
 
 int main(int argc, char **argv)
 {
     bool process_1 = getpid() == 1;
-    int connected = -1, listening = -1;
+    int connected = -1, listening = -1, forwarding = -1;
     if (argc == 2 && strcmp(argv[1], "--version") == 0) {
         printf("microvm-agent %s, protocol %d.%d\n", MICROVM_AGENT_BUILD, WIRE_MAJOR, WIRE_MINOR);
         return 0;
@@ -112,7 +115,9 @@ int main(int argc, char **argv)
         connected = number(argv[2]);
     else if (argc == 3 && strcmp(argv[1], "--listen-fd") == 0)
         listening = number(argv[2]);
-    bool on_vsock = connected < 0 && listening < 0;
+    else if (argc == 3 && strcmp(argv[1], "--forward-fd") == 0)
+        forwarding = number(argv[2]);
+    bool on_vsock = connected < 0 && listening < 0 && forwarding < 0;
     if (on_vsock && argc > 1 && !process_1) /* the kernel gives process 1 words of its own */
         usage();
 
@@ -129,8 +134,10 @@ int main(int argc, char **argv)
         serve_vsock();
     else if (connected >= 0)
         connection_open(connected, false);
-    else
+    else if (listening >= 0)
         connections_listen(listening, false);
+    else
+        forwards_serve(forwarding);
     for (;;) {
         loop_once(shutdown_deadline());
         connections_flush();

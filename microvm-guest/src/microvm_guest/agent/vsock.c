@@ -6,8 +6,6 @@
 #include <sys/time.h>
 #include <unistd.h>
 
-#include "wire.h"
-
 /* vsock(7). Declared here, since musl-gcc does not see the kernel's <linux/vm_sockets.h>. */
 #ifndef AF_VSOCK
 #define AF_VSOCK 40
@@ -43,13 +41,13 @@ static int closing(int fd)
     return -1;
 }
 
-int vsock_listen(uint32_t port)
+int vsock_listen(uint32_t port, int backlog)
 {
     struct sockaddr_vm address = {
         .svm_family = AF_VSOCK, .svm_port = port, .svm_cid = VMADDR_CID_ANY};
     int fd = open_socket();
     if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) != 0 ||
-        listen(fd, WIRE_MAX_CONNECTIONS) != 0)
+        listen(fd, backlog) != 0)
         return closing(fd);
     return fd;
 }

@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 /* A socket that listens on `port`, or -1 with errno. */
-int vsock_listen(uint32_t port);
+int vsock_listen(uint32_t port, int backlog);
 
 /* A socket whose connect() to the host's `port` is under way, or -1 with errno. */
 int vsock_dial(uint32_t port);

@@ -14,6 +14,15 @@
 #define WIRE_GUEST_PORT 1025 /* the agent listens here */
 #define WIRE_HOST_PORT 1024  /* and dials this one when it is ready */
 
+#define WIRE_FORWARD_PORT 1026 /* the agent takes forwards here */
+
+/* u8 request, u8 family, u16 address length, u16 port, u16 zero, u32 the host's port; the address */
+#define WIRE_FORWARD_BYTES 12
+#define WIRE_MAX_ADDRESS 107 /* bytes of a path that a socket can have */
+/* u32 the guest's errno or 0, u32 the port that LISTEN chose */
+#define WIRE_FORWARD_REPLY_BYTES 8
+#define WIRE_MAX_FORWARDS 1024
+
 /* u32 payload length, u8 type, u8 flags, u16 zero, u32 stream */
 #define WIRE_HEADER_BYTES 12
 #define WIRE_MAX_PAYLOAD 65536
@@ -93,6 +102,16 @@ enum error_code {
     ERROR_CWD = 6,
     ERROR_USER = 7,
     ERROR_TTY = 8,
+};
+
+enum forward_request {
+    FORWARD_CONNECT = 1, /* be the stream to that address */
+    FORWARD_LISTEN = 2,  /* listen there while this lasts; dial the host's port for each */
+};
+
+enum forward_family {
+    FORWARD_TCP = 1,
+    FORWARD_UNIX = 2,
 };
 
 #endif
