@@ -34,6 +34,24 @@ def test_a_request_goes_round(driver: QueueDriver) -> None:
     assert queue.pop() is None
 
 
+def test_chains_used_together_are_seen_together(driver: QueueDriver) -> None:
+    queue = driver.queue()
+    heads = [driver.add(writable=[4]) for _ in range(3)]
+    chains = list(queue.pop_all())
+    for chain in chains:
+        chain.writable[0][:] = b"%4d" % chain.head
+    with pytest.raises(ValueError, match="not in flight"):
+        queue.add_used_together([(heads[0], 4), (heads[0], 4)])
+    assert driver.used() == []
+    queue = driver.queue()
+    for _ in queue.pop_all():
+        pass
+    queue.add_used_together([(head, 4) for head in heads])
+    assert queue.in_flight == 0
+    assert queue.needs_notification()
+    assert [buffer.data for buffer in driver.used()] == [b"%4d" % head for head in heads]
+
+
 @pytest.mark.parametrize("size", [-8, 0, 3, 257, 0x10000, 1 << 32])
 def test_10_a_size_that_is_no_power_of_two_up_to_32768_is_refused(size: int) -> None:
     with pytest.raises(QueueError, match="power of two"):
