@@ -350,6 +350,24 @@ class QueueDriver:
                 self.heap.give_back(block)
         return buffers
 
+    async def wait_used(self, count: int = 1) -> list[UsedBuffer]:
+        """Wait until the device has handed back so many or more, and return them."""
+        buffers = self.used()
+        while len(buffers) < count:
+            if not self.want_interrupt():
+                await self.irq.wait()
+            buffers += self.used()
+        return buffers
+
+    async def ask(
+        self, readable: Sequence[bytes] = (), writable: Sequence[int] = (), *, indirect: bool = False
+    ) -> UsedBuffer:
+        """Offer one chain, ring, and wait for it to come back: the queue was empty before."""
+        self.add(readable, writable, indirect=indirect)
+        self.kick()
+        (used,) = await self.wait_used()
+        return used
+
     def release(self) -> None:
         """Let go of the rings' memory, so that its mapping can be closed."""
         for view in (self._avail, self._used, self._used_ring):
