@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from microvm.errors import GuestError
+from microvm.unix_sockets import BoundSocket, SocketDirectory, is_trusted, peer_uid
 from microvm_devices.vsock import limits
 from microvm_devices.vsock.handshake import MAX_LINE_BYTES, BadConnectLine, ConnectLine
-from microvm_devices.vsock.socket_path import BoundSocket, SocketDirectory, is_trusted, peer_uid
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -55,7 +55,7 @@ class UdsMux:
         Raises:
             ConfigError: the path can't be used.
         """
-        directory = SocketDirectory(self._path.parent)
+        directory = SocketDirectory(self._path.parent, "uds_path")
         try:
             # The longest name must be sayable too, before anyone needs it.
             directory.address(f"{self._path.name}_{limits.MAX_PORT}")

@@ -45,17 +45,22 @@ def peer_uid(sock: socket.socket) -> int:
 class SocketDirectory:
     """The directory of a socket and its relatives, pinned.
 
+    Args:
+        path: The directory.
+        label: What the user called the path; errors begin with it.
+
     Raises:
         ConfigError: it is not there, or others could replace what is in it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, label: str) -> None:
         self.path = path
+        self._label = label
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise ConfigError(
-                f"uds_path: directory {path} can't be opened: {error.strerror}.",
+                f"{self._label}: directory {path} can't be opened: {error.strerror}.",
                 remedy="Create it, for your own user alone (mode 0700).",
             ) from error
         status = os.fstat(self._fd)
@@ -63,7 +68,7 @@ class SocketDirectory:
         if shared or not is_trusted(status.st_uid):
             self.close()
             raise ConfigError(
-                f"uds_path: others can replace the sockets in {path}.",
+                f"{self._label}: others can replace the sockets in {path}.",
                 remedy="Use a directory of your own that only you can write (mode 0700).",
             )
 
@@ -84,7 +89,7 @@ class SocketDirectory:
         if len(os.fsencode(pinned)) <= MAX_ADDRESS_BYTES:
             return pinned
         raise ConfigError(
-            f"uds_path: the name {name!r} is too long for a socket.",
+            f"{self._label}: the name {name!r} is too long for a socket.",
             remedy=f"A path of up to {MAX_ADDRESS_BYTES} bytes always works.",
         )
 
@@ -130,7 +135,7 @@ class SocketDirectory:
             await self._lock()
         if bound.cancelled_caught:
             raise ConfigError(
-                f"uds_path: another program holds a lock on directory {self.path}.",
+                f"{self._label}: another program holds a lock on directory {self.path}.",
                 remedy="Use a directory of your own.",
             )
         # From here to the unlock nothing waits, so two starters can't meet in between.
@@ -156,7 +161,7 @@ class SocketDirectory:
         path = self.path / name
         if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.geteuid():
             raise ConfigError(
-                f"uds_path: {path} exists and is not a socket of yours.",
+                f"{self._label}: {path} exists and is not a socket of yours.",
                 remedy="Choose another path, or remove what is there.",
             )
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -172,7 +177,7 @@ class SocketDirectory:
                 # A full backlog, or a socket of another type: somebody's in any case.
                 pass
         raise ConfigError(
-            f"uds_path: {path} is in use by another program.",
+            f"{self._label}: {path} is in use by another program.",
             remedy="Give each machine a path of its own.",
         )
 
@@ -190,7 +195,7 @@ class SocketDirectory:
         except OSError as error:
             sock.close()
             raise ConfigError(
-                f"uds_path: can't listen at {self.path / name}: {error.strerror}.",
+                f"{self._label}: can't listen at {self.path / name}: {error.strerror}.",
                 remedy="Choose a path in a directory that you can write to.",
             ) from error
         except BaseException:
