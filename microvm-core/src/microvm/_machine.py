@@ -29,6 +29,7 @@ from microvm.errors import (
     GuestNotReady,
     MicrovmError,
 )
+from microvm.metrics import MachineMetrics
 from microvm.outcome import MachineOutcome, OutcomeReason
 from microvm.timeline import BootTimeline
 
@@ -267,6 +268,17 @@ class Machine:
         return self._started().exit_counts()
 
     @property
+    def metrics(self) -> MachineMetrics:
+        """Everything that is counted of the machine, now."""
+        running = self._started()
+        return MachineMetrics(
+            devices=running.device_counters(),
+            exits=running.exit_counts(),
+            console=running.console_counters(),
+            timing=self._timeline.phases,
+        )
+
+    @property
     def console_tail(self) -> tuple[str, ...]:
         """The guest's last console lines, control characters made visible."""
         return self._started().console_tail()
@@ -390,6 +402,11 @@ class Machine:
                 remedy="Give MachineConfig a vsock device.",
             )
         return self._channels
+
+    async def open_console(self) -> HalfCloseableStream:
+        """A stream to the guest's console, both ways; see `RunningMachine.open_console`."""
+        self._need(Capability.CONSOLE)
+        return await self._started().open_console()
 
     async def pause(self) -> None:
         """Stop the guest's CPUs until `resume`; its memory stays as it is."""

@@ -73,7 +73,12 @@ def test_outcomes_and_snapshots_arrive():
             reason=reason, detail="So.", console_tail=("a", "b"), cpu_state=("rip=0",)
         )
         assert outcome_from_json(outcome_to_json(outcome)) == outcome
-    snapshot = Snapshot(console_tail=("a",), exit_counts={"pio 0x3f8": 12})
+    snapshot = Snapshot(
+        console_tail=("a",),
+        exit_counts={"pio 0x3f8": 12},
+        console_counters={"printed_bytes": 3},
+        device_counters={"blk0": {"requests": 1 << 40}, "net0": {}},
+    )
     assert snapshot_from_json(snapshot_to_json(snapshot)) == snapshot
 
 
@@ -86,7 +91,12 @@ def test_the_largest_of_everything_fits_a_frame():
         reason=OutcomeReason.CRASHED, detail=astral, console_tail=lines, cpu_state=lines
     )
     snapshot = Snapshot(
-        console_tail=lines, exit_counts={f"{n}{astral}": 1 << 62 for n in range(5000)}
+        console_tail=lines,
+        exit_counts={f"{n}{astral}": 1 << 62 for n in range(5000)},
+        console_counters={f"{n}{astral}": 1 << 62 for n in range(5000)},
+        device_counters={
+            f"{n}{astral}": {f"{n}{astral}": 1 << 200 for n in range(500)} for n in range(500)
+        },
     )
     frames = [
         encode({"id": 1, "error": error_to_json(error)}),
@@ -132,6 +142,7 @@ KEYS = st.sampled_from(
     [
         *("code", "message", "remedy", "console", "problems", "call", "errno"),
         *("reason", "detail", "console_tail", "cpu_state", "exit_counts"),
+        *("console_counters", "device_counters"),
     ]
 )
 NEARLY = st.dictionaries(KEYS, JSON | st.sampled_from([*ERRORS, *OutcomeReason]))
@@ -147,5 +158,7 @@ def test_anything_gives_a_value_or_a_typed_error(message):
 
 
 def test_every_bound_is_named():
-    assert attrs.asdict(Snapshot()) == {"console_tail": (), "exit_counts": {}}
+    assert set(attrs.asdict(Snapshot())) == {
+        *("console_tail", "exit_counts", "console_counters", "device_counters")
+    }
     assert values.MAX_LINES * values.MAX_LINE * 12 < MAX_FRAME_BYTES

@@ -1,7 +1,7 @@
 """A running QEMU as a `RunningMachine`: the tasks that watch it, and what they make of it.
 
 * each device's vhost-user connection is served;
-* the console is read, into a ring and for the kernel's last words;
+* the console is read, for the hub and for the kernel's last words;
 * standard error is read, for QEMU's own;
 * the monitor is read, for events;
 * the process is waited for, and its end, with all of the above, becomes the outcome.
@@ -20,17 +20,23 @@ import trio
 from microvm.abc import RunningMachine
 from microvm.console import ConsoleRing
 from microvm.console_signs import SignReader
+from microvm.consoles.client import DRAIN_WITHIN_S, open_client
+from microvm.consoles.hub import ConsoleHub
 from microvm.errors import BackendError, GuestGone
+from microvm.metrics import device_counters
+from microvm.virtio.counts import SignalCounts
 from microvm_qemu._halted import all_halted
 from microvm_qemu._monitor import Monitor
 from microvm_qemu._outcome import Evidence, decide, refusal
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Mapping
 
     from trio.socket import SocketType
 
     from microvm.abc import AttachedDevice
+    from microvm.metrics import DeviceCounters
     from microvm.outcome import MachineOutcome
     from microvm_qemu._process import HeldProcess
     from microvm_qemu._qmp import Event
@@ -61,7 +67,13 @@ class QemuMachine(RunningMachine):
         self._process = process
         self._cables = cables
         self._monitor = Monitor(trio.socket.from_stdlib_socket(cables.monitor))
-        self._console = ConsoleRing()
+        self._console = trio.socket.from_stdlib_socket(cables.console)
+        # Fed and read on one thread: there is no way to go.
+        self._hub = ConsoleHub(lambda call: call())
+        self._typing = trio.Lock()
+        self._consoles: trio.Nursery | None = None
+        self._devices: tuple[AttachedDevice, ...] = ()
+        self._signals: tuple[SignalCounts, ...] = ()
         self._stderr = ConsoleRing(STDERR_BYTES)
         self._reader = SignReader()
         self._launched = trio.Event()
@@ -109,22 +121,48 @@ class QemuMachine(RunningMachine):
 
     def console_tail(self) -> tuple[str, ...]:
         """As `RunningMachine.console_tail`."""
-        return self._console.tail()
+        return self._hub.tail()
+
+    async def open_console(self) -> trio.SocketStream:
+        """As `RunningMachine.open_console`."""
+        await trio.lowlevel.checkpoint()
+        if self._consoles is None:
+            raise GuestGone("The machine has ended.")
+        return open_client(self._consoles, self._hub, self._type)
+
+    def console_counters(self) -> Mapping[str, int]:
+        """As `RunningMachine.console_counters`."""
+        return self._hub.counters()
+
+    def device_counters(self) -> DeviceCounters:
+        """As `RunningMachine.device_counters`."""
+        return device_counters(self._devices, self._signals)
 
     # --- for the platform ----------------------------------------------------------------
 
     async def run(self, devices: tuple[AttachedDevice, ...]) -> None:
         """Serve and watch until QEMU has ended; then the outcome stands."""
+        self._devices = devices
+        self._signals = tuple(SignalCounts() for _ in devices)
+        async with trio.open_nursery() as consoles:
+            self._consoles = consoles
+            await self._watch()
+            self.conclude()
+            # What the guest said last is still to be read, by those who read.
+            consoles.cancel_scope.deadline = trio.current_time() + DRAIN_WITHIN_S
+
+    async def _watch(self) -> None:
         async with trio.open_nursery() as nursery:
-            for attached, sock in zip(devices, self._cables.devices, strict=True):
-                nursery.start_soon(self._serve, attached, sock)
+            for attached, sock, counts in zip(
+                self._devices, self._cables.devices, self._signals, strict=True
+            ):
+                nursery.start_soon(self._serve, attached, sock, counts)
             nursery.start_soon(self._read_console, nursery)
             nursery.start_soon(self._read_stderr)
             nursery.start_soon(self._read_monitor, nursery)
             nursery.start_soon(self._launch)
             await self._process.wait()
             nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS_WITHIN_S
-        self.conclude()
 
     async def launched(self) -> None:
         """Wait until the machine is made and its guest runs.
@@ -142,6 +180,8 @@ class QemuMachine(RunningMachine):
         """Decide how the machine ended, if that was not done. The process must have ended."""
         if self._outcome is not None:
             return
+        self._consoles = None
+        self._hub.finish()
         self._reader.finish()
         self._evidence = Evidence(
             returncode=self._process.returncode,
@@ -153,36 +193,46 @@ class QemuMachine(RunningMachine):
             signs=self._reader.signs,
             stderr=self._stderr.tail(),
         )
-        self._outcome = decide(self._evidence, self._console.tail())
+        self._outcome = decide(self._evidence, self._hub.tail())
         log.debug("QEMU %d: %s", self._process.pid, self._outcome.detail)
         self._ended.set()
         self._launched.set()
 
     # --- tasks ---------------------------------------------------------------------------
 
-    async def _serve(self, attached: AttachedDevice, sock: socket.socket) -> None:
+    async def _serve(
+        self, attached: AttachedDevice, sock: socket.socket, counts: SignalCounts
+    ) -> None:
         # QEMU takes 20 ms to come here: time to import in.
         from microvm.virtio.vhost_user import serve_vhost_user
 
         try:
-            await serve_vhost_user(sock, attached.device)
+            await serve_vhost_user(sock, attached.device, counts)
         except BackendError as error:
             self._fail(f"The device {attached.name!r} lost its QEMU: {error.message}")
 
     async def _read_console(self, nursery: trio.Nursery) -> None:
-        console = trio.socket.from_stdlib_socket(self._cables.console)
         signs = self._reader.signs
         looking = False
-        while data := await _receive(console):
+        while data := await _receive(self._console):
             # On a busy host a guest may be at its end before the monitor's answer is read.
             self._runs = True
-            self._console.feed(data)
+            self._hub.feed(data)
             self._reader.feed(data)
             if signs.hung:
                 self._process.kill()
             if signs.halting and not looking:
                 looking = True
                 nursery.start_soon(self._end_if_halted)
+
+    async def _type(self, data: bytes) -> None:
+        """Send to the console's port; QEMU takes as much as the guest reads."""
+        async with self._typing:
+            try:
+                while data:
+                    data = data[await self._console.send(data) :]
+            except (BrokenPipeError, ConnectionResetError):
+                return  # the console's reader finds the end
 
     async def _read_stderr(self) -> None:
         stderr = trio.socket.from_stdlib_socket(self._cables.stderr)

@@ -12,9 +12,12 @@ import attrs
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from trio.abc import HalfCloseableStream
+
     from microvm.abc.channels import GuestChannels
     from microvm.abc.device import VirtioDevice
     from microvm.config import MachineConfig
+    from microvm.metrics import DeviceCounters
     from microvm.outcome import MachineOutcome
     from microvm.timeline import BootTimeline
 
@@ -70,6 +73,26 @@ class RunningMachine(ABC):
     def console_tail(self) -> tuple[str, ...]:
         """The last console lines, control characters made visible; empty without a console."""
         return ()
+
+    async def open_console(self) -> HalfCloseableStream:
+        """A stream to the console (`Capability.CONSOLE`), both ways.
+
+        What is read begins with the last that the guest printed. A reader that is too slow loses
+        bytes, which are counted; nothing waits for it. What is written, the guest finds typed; the
+        writer waits while the guest reads none. The stream ends behind the guest's last words.
+
+        Raises:
+            GuestGone: the machine has ended.
+        """
+        raise NotImplementedError
+
+    def console_counters(self) -> Mapping[str, int]:
+        """As `MachineMetrics.console`; empty without a console."""
+        return {}
+
+    def device_counters(self) -> DeviceCounters:
+        """As `MachineMetrics.devices`; empty where the platform has devices of its own only."""
+        return {}
 
     def exit_counts(self) -> Mapping[str, int]:
         """VM exits by kind (`Capability.EXIT_COUNTS`); empty where nobody counts."""

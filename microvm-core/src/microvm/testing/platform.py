@@ -3,8 +3,8 @@
     async def guest(machine: ScriptedMachine) -> MachineOutcome | None: ...
 
 plays the guest. What it returns is how the machine ends; None means that it runs on until it is
-killed. It may use `machine.memory_channels.guest` to listen and to dial, and `machine.say` to
-print on the console.
+killed. It may use `machine.memory_channels.guest` to listen and to dial, and `machine.say` and
+`machine.print` to print on the console; `machine.typed` is what it was sent there.
 """
 
 from __future__ import annotations
@@ -27,13 +27,17 @@ from microvm.abc import (
     Provisioner,
     RunningMachine,
 )
-from microvm.errors import MicrovmError
+from microvm.consoles.client import DRAIN_WITHIN_S, open_client
+from microvm.consoles.hub import ConsoleHub
+from microvm.errors import GuestGone, MicrovmError
 from microvm.outcome import MachineOutcome, OutcomeReason
 from microvm.plugins import BackendFactory, ProvisionerFactory
 from microvm.testing.channels import MemoryChannels
 
 if TYPE_CHECKING:
     from microvm.timeline import BootTimeline
+
+STOPPED = MachineOutcome(reason=OutcomeReason.STOPPED, detail="The host stopped it.")
 
 Script = Callable[["ScriptedMachine"], Awaitable[MachineOutcome | None]]
 
@@ -50,7 +54,9 @@ class ScriptedMachine(RunningMachine):
         self.plan = plan
         self.memory_channels = MemoryChannels()
         self.paused = False
-        self._console: list[str] = []
+        self.consoles: trio.Nursery | None = None
+        self.typed = bytearray()
+        self._hub = ConsoleHub(lambda call: call())
         self._outcome: MachineOutcome | None = None
         self._ended = trio.Event()
 
@@ -60,12 +66,17 @@ class ScriptedMachine(RunningMachine):
 
     def say(self, line: str) -> None:
         """Print a line on the console."""
-        self._console.append(line)
+        self.print(line.encode() + b"\n")
+
+    def print(self, data: bytes) -> None:
+        """Print bytes on the console."""
+        self._hub.feed(data)
 
     def end(self, outcome: MachineOutcome) -> None:
         """End the machine; the first outcome stands."""
         if self._outcome is None:
             self._outcome = attrs.evolve(outcome, console_tail=self.console_tail())
+            self._hub.finish()
             self._ended.set()
 
     async def wait(self) -> MachineOutcome:
@@ -74,7 +85,7 @@ class ScriptedMachine(RunningMachine):
         return self._outcome
 
     async def kill(self) -> None:
-        self.end(MachineOutcome(reason=OutcomeReason.STOPPED, detail="The host stopped it."))
+        self.end(STOPPED)
         await trio.lowlevel.checkpoint()
 
     async def pause(self) -> None:
@@ -84,7 +95,20 @@ class ScriptedMachine(RunningMachine):
         self.paused = False
 
     def console_tail(self) -> tuple[str, ...]:
-        return tuple(self._console[-10:])
+        return self._hub.tail()
+
+    async def open_console(self) -> trio.SocketStream:
+        await trio.lowlevel.checkpoint()
+        if self._outcome is not None or self.consoles is None:
+            raise GuestGone("The machine has ended.")
+        return open_client(self.consoles, self._hub, self._type)
+
+    async def _type(self, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        self.typed += data
+
+    def console_counters(self) -> Mapping[str, int]:
+        return self._hub.counters()
 
 
 class ScriptedPlatform(HostedPlatform):
@@ -107,10 +131,18 @@ class ScriptedPlatform(HostedPlatform):
         self.live += 1
         plan.timeline.mark("spawn")
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._play, machine)
-                yield machine
-                nursery.cancel_scope.cancel()
+            async with trio.open_nursery() as consoles:
+                machine.consoles = consoles
+                try:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._play, machine)
+                        yield machine
+                        nursery.cancel_scope.cancel()
+                finally:
+                    machine.end(STOPPED)
+                    # What was said last is still to be read.
+                    consoles.cancel_scope.shield = True
+                    consoles.cancel_scope.deadline = trio.current_time() + DRAIN_WITHIN_S
         finally:
             self.live -= 1
             with trio.CancelScope(shield=True):

@@ -91,13 +91,15 @@ class BoardCallbacks:
 
     output: Callable[[bytes], None]
     """The serial port has sent bytes."""
+    input_room: Callable[[], None]
+    """The serial port has room again for what it could not take."""
     power_off: Callable[[], None]
     reset: Callable[[], None]
 
 
 def add_legacy_devices(vm: Vm, ports: Bus, callbacks: BoardCallbacks) -> Uart8250:
     """Put the board's own devices on the bus of ports; returns the serial port."""
-    uart = Uart8250(callbacks.output, vm.irq_line(layout.COM1_GSI))
+    uart = Uart8250(callbacks.output, vm.irq_line(layout.COM1_GSI), callbacks.input_room)
     ports.insert(layout.COM1, 8, uart)
     ports.insert(layout.CMOS, 2, CmosRtc())
     i8042 = I8042(callbacks.reset)

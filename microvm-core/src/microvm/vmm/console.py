@@ -4,35 +4,38 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from microvm.console import ConsoleRing
 from microvm.console_signs import SignReader, Signs
+
+if TYPE_CHECKING:
+    from microvm.consoles.hub import ConsoleHub
 
 BATCH_BYTES: Final = 256
 """A port delivers single bytes; the sign reader gets a line, or this much of one, at a time."""
 
 
 class GuestConsole:
-    """The last bytes that a guest printed, and what its kernel's last words say.
+    """A guest's output on its way to the hub, and what its kernel's last words say.
 
     Args:
+        hub: Gets all of it.
         noticed: Called on the vCPU's thread, not often, when a sign that asks for an action is
             new: the kernel hangs or halts.
     """
 
-    def __init__(self, noticed: Callable[[Signs], None]) -> None:
+    def __init__(self, hub: ConsoleHub, noticed: Callable[[Signs], None]) -> None:
+        self.hub = hub
         self._noticed = noticed
         self._lock = threading.Lock()
-        self._ring = ConsoleRing()
         self._reader = SignReader()
         self._unread = bytearray()
         self._told = (False, False)
 
     def feed(self, data: bytes) -> None:
         """Take what the guest printed. From any thread; never waits for a reader."""
+        self.hub.feed(data)
         with self._lock:
-            self._ring.feed(data)
             self._unread += data
             if b"\n" not in data and len(self._unread) < BATCH_BYTES:
                 return
@@ -51,7 +54,8 @@ class GuestConsole:
         return self._reader.signs
 
     def finish(self) -> Signs:
-        """The guest prints no more: everything that its words said."""
+        """The guest prints no more: everything that its words said. On the trio thread."""
+        self.hub.finish()
         with self._lock:
             self._reader.feed(self._unread)
             self._unread.clear()
@@ -60,5 +64,4 @@ class GuestConsole:
 
     def tail(self) -> tuple[str, ...]:
         """As `ConsoleRing.tail`."""
-        with self._lock:
-            return self._ring.tail()
+        return self.hub.tail()

@@ -21,8 +21,11 @@ from microvm._loop_calls import LoopCalls
 from microvm.arch.x86_64 import layout
 from microvm.bus import Bus
 from microvm.config import ConfigProblem, MachineConfig
+from microvm.consoles.hub import ConsoleHub
+from microvm.consoles.port_input import PortInput
 from microvm.errors import BackendError, ConfigError, HypervisorCallError, MicrovmError
 from microvm.memory import GuestMemory, host_mem_mib
+from microvm.metrics import device_counters
 from microvm.vmm import board_x86_64 as board
 from microvm.vmm.console import GuestConsole
 from microvm.vmm.end import End, EndKind
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from microvm.abc import Hypervisor, MachinePlan, Vcpu, Vm
     from microvm.arch.x86_64.registers import RegisterValue
     from microvm.console_signs import Signs
+    from microvm.metrics import DeviceCounters
     from microvm.plugins import BootProtocol
     from microvm.virtio.mmio import VirtioMmioTransport
 
@@ -77,7 +81,8 @@ class Engine:
 
     def __init__(self, plan: MachinePlan, vm: Vm, memory: GuestMemory) -> None:
         self.calls = LoopCalls()
-        self.console = GuestConsole(self._noticed)
+        self.console = GuestConsole(ConsoleHub(self.calls.post), self._noticed)
+        self.typed = PortInput(self.calls.post)
         self._plan = plan
         self._vm = vm
         self._memory = memory
@@ -85,10 +90,11 @@ class Engine:
         self._addresses = Bus("address")
         callbacks = board.BoardCallbacks(
             output=self.console.feed,
+            input_room=self.typed.on_room,
             power_off=lambda: self.end(End(kind=EndKind.POWER_OFF)),
             reset=lambda: self.end(End(kind=EndKind.RESET)),
         )
-        self.serial = board.add_legacy_devices(vm, self._ports, callbacks)
+        self.typed.connect(board.add_legacy_devices(vm, self._ports, callbacks).feed)
         self.transports: tuple[VirtioMmioTransport, ...] = tuple(
             board.add_virtio_device(
                 index,
@@ -231,6 +237,12 @@ class Engine:
     def why_ended(self) -> End | None:
         """What ended the machine, or None while nothing has."""
         return self._end
+
+    @property
+    def device_counters(self) -> DeviceCounters:
+        """As `RunningMachine.device_counters`."""
+        counts = [transport.counts for transport in self.transports]
+        return device_counters(self._plan.devices, counts)
 
     @property
     def exit_counts(self) -> Mapping[str, int]:

@@ -10,11 +10,13 @@ import trio
 
 from microvm._groups import only_error
 from microvm.abc import RunningMachine
+from microvm.consoles.client import DRAIN_WITHIN_S, open_client
 from microvm.errors import GuestGone, HypervisorCallError
 from microvm.vmm.end import End, EndKind, decide
 
 if TYPE_CHECKING:
     from microvm.abc import Vcpu
+    from microvm.metrics import DeviceCounters
     from microvm.outcome import MachineOutcome
     from microvm.virtio.mmio import VirtioMmioTransport
     from microvm.vmm.engine import Engine
@@ -42,6 +44,7 @@ class VmmMachine(RunningMachine):
         self._pausing = trio.Lock()
         self._looking = False
         self._nursery: trio.Nursery | None = None
+        self._consoles: trio.Nursery | None = None
 
     # --- RunningMachine ------------------------------------------------------------------
 
@@ -96,9 +99,25 @@ class VmmMachine(RunningMachine):
         """As `RunningMachine.console_tail`."""
         return self._engine.console.tail()
 
+    async def open_console(self) -> trio.SocketStream:
+        """As `RunningMachine.open_console`."""
+        await trio.lowlevel.checkpoint()
+        if self._consoles is None:
+            raise GuestGone("The machine has ended.")
+        engine = self._engine
+        return open_client(self._consoles, engine.console.hub, engine.typed.send)
+
+    def console_counters(self) -> Mapping[str, int]:
+        """As `RunningMachine.console_counters`."""
+        return self._engine.console.hub.counters()
+
     def exit_counts(self) -> Mapping[str, int]:
         """As `RunningMachine.exit_counts`."""
         return self._engine.exit_counts
+
+    def device_counters(self) -> DeviceCounters:
+        """As `RunningMachine.device_counters`."""
+        return self._engine.device_counters
 
     # --- for the platform ----------------------------------------------------------------
 
@@ -114,6 +133,17 @@ class VmmMachine(RunningMachine):
 
         Raises whatever a device raises that is no guest's fault, when the vCPUs have ended.
         """
+        async with trio.open_nursery() as consoles:
+            consoles.cancel_scope.shield = True
+            self._consoles = consoles
+            try:
+                await self._run()
+            finally:
+                # What the guest said last is still to be read, by those who read.
+                self._consoles = None
+                consoles.cancel_scope.deadline = trio.current_time() + DRAIN_WITHIN_S
+
+    async def _run(self) -> None:
         engine = self._engine
         engine.attend(on_signs=self._on_signs, on_ended=self._vcpus_ended.set)
         try:

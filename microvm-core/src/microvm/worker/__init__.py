@@ -19,6 +19,7 @@ What is said, in frames that are objects:
     {do: start, id}                                 {id, ok: {marks}} or {id, error}
     {do: pause | resume | kill | snapshot, id}      {id, ok} or {id, error}
     {do: connect, id, port}                         {id, ok, fd} or {id, error}
+    {do: console, id}                               {id, ok, fd} or {id, error}
     {do: cancel, id}                                (the answer, if it is under way already)
     {do: listen, listener, port}                    {event: accepted, listener, fd}, as often as
     {do: more, listener}                               `more` allows, or

@@ -4,7 +4,7 @@ Three tasks live as long as the worker: one reads what it says, one sends what i
 take at once, one keeps the last of what it prints. They are shielded from the caller's
 cancellation and ended by `finish`, which has them to see the worker out.
 
-`console_tail` and `exit_counts` can't await; they ask the worker and block until it answers, which
+`console_tail` and the counters can't await; they ask the worker and block until it answers, which
 it does in a fraction of a millisecond, or for `SNAPSHOT_WITHIN_S` at most. A worker that owes an
 answer is not asked again.
 """
@@ -23,6 +23,7 @@ from microvm.abc import RunningMachine
 from microvm.console import ConsoleRing
 from microvm.errors import BackendCrashed, GuestGone, MicrovmError, WorkerProtocolError
 from microvm.outcome import MachineOutcome, OutcomeReason
+from microvm.worker.channels import stream_over
 from microvm.worker.process import describe_end
 from microvm.worker.values import (
     MAX_TEXT,
@@ -37,6 +38,7 @@ from microvm.worker.values import (
 from microvm.worker.wire import CHUNK_BYTES, Received, Wire
 
 if TYPE_CHECKING:
+    from microvm.metrics import DeviceCounters
     from microvm.timeline import BootTimeline
     from microvm.worker.channels import WorkerChannels
     from microvm.worker.process import WorkerProcess
@@ -141,9 +143,21 @@ class WorkerMachine(RunningMachine):
         """As `RunningMachine.console_tail`."""
         return self._look().console_tail
 
+    async def open_console(self) -> trio.SocketStream:
+        """As `RunningMachine.open_console`: the socket is the worker's own."""
+        return stream_over(await self.request("console"))
+
+    def console_counters(self) -> Mapping[str, int]:
+        """As `RunningMachine.console_counters`."""
+        return self._look().console_counters
+
     def exit_counts(self) -> Mapping[str, int]:
         """As `RunningMachine.exit_counts`."""
         return self._look().exit_counts
+
+    def device_counters(self) -> DeviceCounters:
+        """As `RunningMachine.device_counters`."""
+        return self._look().device_counters
 
     # --- for the platform ----------------------------------------------------------------
 

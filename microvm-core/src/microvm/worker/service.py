@@ -137,7 +137,12 @@ class Service:
             )
 
     def _snapshot(self, running: RunningMachine) -> Snapshot:
-        return Snapshot(console_tail=running.console_tail(), exit_counts=running.exit_counts())
+        return Snapshot(
+            console_tail=running.console_tail(),
+            exit_counts=running.exit_counts(),
+            console_counters=running.console_counters(),
+            device_counters=running.device_counters(),
+        )
 
     # --- what the caller says ------------------------------------------------------------
 
@@ -172,6 +177,8 @@ class Service:
                 self._answer(message["id"], snapshot_to_json(now))
             case "connect":
                 self._serve(message["id"], lambda: self._connect(message["port"]))
+            case "console":
+                self._serve(message["id"], self._open_console)
             case "pause" | "resume" | "kill" as what:
                 self._serve(message["id"], lambda: self._command(what))
             case unknown:
@@ -217,6 +224,14 @@ class Service:
         return None, None
 
     # --- streams -------------------------------------------------------------------------
+
+    async def _open_console(self) -> Answer:
+        running = self._running
+        if running is None:
+            raise GuestGone("The machine does not run.")
+        stream = await running.open_console()
+        assert self._nursery is not None
+        return None, descriptor_of(stream, self._nursery)
 
     def _open(self, channels: GuestChannels | None) -> None:
         self._channels = channels

@@ -26,6 +26,7 @@ from microvm.errors import (
 from microvm.outcome import MachineOutcome, OutcomeReason
 
 if TYPE_CHECKING:
+    from microvm.metrics import DeviceCounters
     from microvm.worker.frames import Message
 
 MAX_TEXT: Final = 4000
@@ -36,6 +37,10 @@ MAX_PROBLEMS: Final = 20
 MAX_PLACES: Final = 1100
 MAX_PLACE: Final = 60
 MAX_PHASES: Final = 50
+MAX_DEVICES: Final = 24
+MAX_COUNTERS: Final = 24
+MAX_COUNTER: Final = 32
+MAX_COUNT: Final = (1 << 64) - 1
 """Each message made of these, twelve bytes of JSON a character, stays below `MAX_FRAME_BYTES`."""
 
 ERRORS: Final[Mapping[str, type[MicrovmError]]] = {
@@ -52,6 +57,8 @@ class Snapshot:
 
     console_tail: tuple[str, ...] = ()
     exit_counts: Mapping[str, int] = attrs.field(factory=dict, hash=False)
+    console_counters: Mapping[str, int] = attrs.field(factory=dict, hash=False)
+    device_counters: DeviceCounters = attrs.field(factory=dict, hash=False)
 
 
 # --- in the worker ---------------------------------------------------------------------------
@@ -97,6 +104,19 @@ def snapshot_to_json(snapshot: Snapshot) -> Message:
     return {
         "console_tail": _lines_to_json(snapshot.console_tail),
         "exit_counts": {place[:MAX_PLACE]: count for place, count in counts},
+        "console_counters": _counters_to_json(snapshot.console_counters),
+        "device_counters": {
+            name[:MAX_COUNTER]: _counters_to_json(counters)
+            for name, counters in list(snapshot.device_counters.items())[:MAX_DEVICES]
+        },
+    }
+
+
+def _counters_to_json(counters: Mapping[str, int]) -> Message:
+    """A device of a stranger's may count anything."""
+    return {
+        name[:MAX_COUNTER]: min(max(int(count), -MAX_COUNT), MAX_COUNT)
+        for name, count in list(counters.items())[:MAX_COUNTERS]
     }
 
 
@@ -171,13 +191,24 @@ def snapshot_from_json(value: object) -> Snapshot:
     """
     message = _mapping(value, "a snapshot")
     counts = _mapping(message.get("exit_counts"), "counts")
+    devices = _mapping(message.get("device_counters"), "devices")
     return Snapshot(
         console_tail=lines(message.get("console_tail")),
         exit_counts={
             text(place, MAX_PLACE): _number(count)
             for place, count in list(counts.items())[:MAX_PLACES]
         },
+        console_counters=_counters(message.get("console_counters")),
+        device_counters={
+            text(name, MAX_COUNTER): _counters(counters)
+            for name, counters in list(devices.items())[:MAX_DEVICES]
+        },
     )
+
+
+def _counters(value: object) -> dict[str, int]:
+    counters = list(_mapping(value, "counters").items())[:MAX_COUNTERS]
+    return {text(name, MAX_COUNTER): _number(count) for name, count in counters}
 
 
 def marks_from_json(value: object) -> list[tuple[str, int]]:

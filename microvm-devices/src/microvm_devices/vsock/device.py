@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
+
+import attrs
 
 from microvm.abc import GuestChannels, VirtioDevice
 from microvm.virtio.ids import DeviceType
@@ -117,6 +119,10 @@ class VsockDevice(VirtioDevice, GuestChannels):
     def listen(self, port: int) -> VsockListener:
         """As `GuestChannels.listen`. Connections are accepted before the program looks."""
         return self._muxer.listen(port)
+
+    def counters(self) -> Mapping[str, int]:
+        """As `VirtioDevice.counters`: `VsockStatistics`, by name."""
+        return attrs.asdict(self.statistics)
 
     @property
     def statistics(self) -> VsockStatistics:
