@@ -246,6 +246,10 @@ class QueueDriver:
         self.offer(indexes[0])
         return indexes[0]
 
+    def writable_of(self, head: int) -> tuple[tuple[int, int], ...]:
+        """Addresses and lengths of the writable buffers of a chain that is not used yet."""
+        return self._offered[head].writable
+
     def write_descriptor(
         self, index: int, address: int, length: int, flags: int, following: int = 0
     ) -> None:
