@@ -1,0 +1,56 @@
+"""Locks on disk images: one writer, or any number of readers.
+
+Linux: locks of the open file description (fcntl(2), "Open file description locks"). They are held
+by the descriptor, not by the process, so two machines of one process exclude each other too, and
+end with it, also by `kill -9`. QEMU's locks on its images are of this kind: the two see each other.
+macOS: flock(2), which has the same two properties.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import struct
+from pathlib import Path
+from typing import Final
+
+from microvm.errors import ImageError
+
+log = logging.getLogger(__name__)
+
+_FLOCK: Final = struct.Struct("@hhqqi0q")
+"""struct flock: l_type, l_whence, l_start, l_len, l_pid, on 64-bit Linux. l_len 0 is all of it."""
+_TAKEN: Final = frozenset({errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK})
+
+
+def lock_image(fd: int, path: Path, *, exclusive: bool) -> None:
+    """Lock an open image until its descriptor is closed.
+
+    A file system that knows no locks is told of in the log, and used without.
+
+    Raises:
+        ImageError: somebody else has it.
+    """
+    set_lock = getattr(fcntl, "F_OFD_SETLK", None)
+    try:
+        if set_lock is None:
+            fcntl.flock(fd, fcntl.LOCK_NB | (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH))
+        else:
+            kind = fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK
+            fcntl.fcntl(fd, set_lock, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))
+    except OSError as error:
+        if error.errno not in _TAKEN:
+            log.warning(
+                "%s can't be locked (%s): see to it yourself that nothing else writes to it",
+                path,
+                error.strerror,
+            )
+            return
+        others = "uses" if exclusive else "writes to"
+        raise ImageError(
+            f"The disk {path} is in use: another machine or program {others} it.",
+            remedy="Stop the other one, or give this machine a copy. "
+            "Machines that all have it read-only can share it.",
+        ) from None
