@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from microvm.config import (
         BootSource,
         ConfigProblem,
+        ConsoleConfig,
+        ConsoleOutput,
         DeviceConfig,
         DriveConfig,
         Isolation,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
         MicrovmError,
         PluginError,
     )
+    from microvm.metrics import MachineMetrics
     from microvm.outcome import MachineOutcome, OutcomeReason
 
 _HOMES = {
@@ -58,6 +61,8 @@ _HOMES = {
     "CommandFailed": "errors",
     "ConfigError": "errors",
     "ConfigProblem": "config",
+    "ConsoleConfig": "config",
+    "ConsoleOutput": "config",
     "DeviceConfig": "config",
     "DriveConfig": "config",
     "Guest": "abc",
@@ -70,6 +75,7 @@ _HOMES = {
     "Isolation": "config",
     "Machine": "_machine",
     "MachineConfig": "config",
+    "MachineMetrics": "metrics",
     "MachineOutcome": "outcome",
     "MicrovmError": "errors",
     "NetConfig": "config",
@@ -93,6 +99,8 @@ __all__ = [
     "CommandFailed",
     "ConfigError",
     "ConfigProblem",
+    "ConsoleConfig",
+    "ConsoleOutput",
     "DeviceConfig",
     "DriveConfig",
     "Guest",
@@ -105,6 +113,7 @@ __all__ = [
     "Isolation",
     "Machine",
     "MachineConfig",
+    "MachineMetrics",
     "MachineOutcome",
     "MicrovmError",
     "NetConfig",

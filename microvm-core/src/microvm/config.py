@@ -36,7 +36,9 @@ MIN_MTU, MAX_MTU = 68, 65535
 """virtio 1.2, 5.1.4.1: what a device may offer."""
 MAX_CMDLINE_BYTES = 2047
 """COMMAND_LINE_SIZE on x86_64 is 2048 including the NUL byte."""
+MAX_NAME_CHARACTERS = 48
 _MAX_RATE = 1 << 50
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,%d}" % (MAX_NAME_CHARACTERS - 1))
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 
 
@@ -267,6 +269,54 @@ def is_station_mac(text: str) -> bool:
     return not address[0] & 1 and any(address)
 
 
+class ConsoleOutput(enum.StrEnum):
+    """Where a guest's console leads, beside the last lines that are always kept."""
+
+    RING = "ring"
+    """Nowhere."""
+    FILE = "file"
+    """Into a file, byte for byte."""
+    STDIO = "stdio"
+    """To this process's terminal, both ways."""
+    PTY = "pty"
+    """To a terminal of its own, both ways; `Machine.console_path` says where."""
+
+
+def _console_output(value: str) -> Any:
+    """What names none is left as it is, for the checks to refuse."""
+    given: object = value
+    known = isinstance(given, str) and given in set(ConsoleOutput)
+    return ConsoleOutput(value) if known else given
+
+
+@attrs.frozen(kw_only=True)
+class ConsoleConfig:
+    """The guest's console, and where what it prints goes."""
+
+    output: ConsoleOutput = attrs.field(default=ConsoleOutput.RING, converter=_console_output)
+    """Also by its value: ``"ring"``, ``"file"``, ``"stdio"`` or ``"pty"``."""
+    path: Path | None = attrs.field(default=None, converter=_path)
+    """The file's; it is emptied first, and made for your own user alone (0600)."""
+    max_file_bytes: int = 64 << 20
+    """What the file may become; a line in it says so when it is full."""
+
+    def __attrs_post_init__(self) -> None:
+        checks = _Checks("The console")
+        checks.require(
+            isinstance(self.output, ConsoleOutput),
+            "output",
+            f"must be one of {', '.join(ConsoleOutput)}, not {self.output!r}.",
+        )
+        is_file = self.output is ConsoleOutput.FILE
+        checks.require(
+            is_file == (self.path is not None),
+            "path",
+            "is missing." if is_file else 'means nothing without output="file".',
+        )
+        checks.integer(self.max_file_bytes, "max_file_bytes", 1, _MAX_RATE)
+        checks.done()
+
+
 @attrs.frozen(kw_only=True)
 class DeviceConfig:
     """A device by the name of its plugin, with the options which that plugin reads."""
@@ -286,6 +336,11 @@ class DeviceConfig:
         checks.done()
 
 
+def is_machine_name(text: str) -> bool:
+    """Whether a machine may be called so: what is safe in a file's name and on a terminal."""
+    return bool(_NAME.fullmatch(text))
+
+
 @attrs.frozen(kw_only=True)
 class MachineConfig:
     """A machine, described."""
@@ -296,6 +351,10 @@ class MachineConfig:
     """None: the image that the provisioners bring."""
     cmdline: str = ""
     """Kernel command line words, put last."""
+    console: ConsoleConfig = attrs.field(factory=ConsoleConfig)
+    name: str | None = None
+    """What other programs of yours find the running machine by (`microvm ls`); None for one that
+    is nobody else's business."""
     vsock: VsockConfig | None = attrs.field(factory=VsockConfig)
     drives: tuple[DriveConfig, ...] = attrs.field(default=(), converter=_tuple)
     """The guest's ``/dev/vda``, ``/dev/vdb`` and so on, in this order."""
@@ -322,6 +381,14 @@ class MachineConfig:
         checks.integer(self.vcpu_count, "vcpu_count", 1, MAX_VCPU_COUNT)
         checks.kind(self.boot, "boot", BootSource, optional=True)
         check_cmdline(checks, self.cmdline, "cmdline")
+        checks.kind(self.console, "console", ConsoleConfig)
+        if self.name is not None and checks.kind(self.name, "name", str):
+            checks.require(
+                is_machine_name(self.name),
+                "name",
+                f"must be 1 to {MAX_NAME_CHARACTERS} letters, digits, '.', '_' and '-', and begin "
+                f"with a letter or digit, not {self.name!r}.",
+            )
         checks.kind(self.vsock, "vsock", VsockConfig, optional=True)
         if checks.all_of(self.drives, "drives", DriveConfig):
             roots = sum(drive.root for drive in self.drives)
