@@ -110,8 +110,10 @@ class Crash:
         return found
 
     def images(self, count: int, rng: random.Random) -> Iterator[dict[int, bytes | None]]:
-        """Disks that may be found, by sector: the one that kept least, the one that kept all, and
-        `count` others. A sector that is not named is zero."""
+        """Disks that may be found, by sector; one that is not named is zero.
+
+        The one that kept least, the one that kept all, and `count` others.
+        """
         choices = self.choices()
         yield {sector: values[0] for sector, values in choices.items()}
         yield {sector: values[-1] for sector, values in choices.items()}

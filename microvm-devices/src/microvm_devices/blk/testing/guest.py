@@ -112,8 +112,10 @@ class GuestBlk:
         if fresh:
             for queue in self.queues:
                 queue.restart()
-            for memory in (*self._writable, *self._answers):
-                memory.clear()
+            for places in self._writable:
+                places.clear()
+            for answers in self._answers:
+                answers.clear()
             device.reset()
         active = activation(*self.queues, features=self.features)
         if not fresh:
