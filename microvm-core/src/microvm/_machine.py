@@ -1,7 +1,7 @@
 """`Machine`: the handle an application holds.
 
 Everything a machine needs lives in one stack of contexts, entered in this order and left in the
-opposite one: device lifespans, the provisioners' listeners, the platform's machine, a nursery
+opposite one: the console's sink, device lifespans, the provisioners' listeners, the platform's machine, a nursery
 with two tasks (one waits for the machine's end, one makes the guest ready). The guest may dial
 the host before the platform's `start` has returned, hence listeners first.
 """
@@ -9,6 +9,7 @@ the host before the platform's `start` has returned, hence listeners first.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
@@ -35,10 +36,14 @@ from microvm.timeline import BootTimeline
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from trio.abc import HalfCloseableStream, Listener
 
-    from microvm.abc import RunningMachine, TtySize
+    from microvm.abc import ConsoleSink, RunningMachine, TtySize
+    from microvm.consoles.served import SinkService
+    from microvm.forwards.forward import Forward
+    from microvm.forwards.opening import ForwardOpener
     from microvm.plugins import PluginManager
 
 log = logging.getLogger("microvm")
@@ -65,6 +70,7 @@ class Machine:
         plugins: Where components come from; the default is what is installed.
         assembly: The machine already planned, with `config` and `plugins` those of the planning;
             for a program that launched its platform early (`HostedPlatform.prelaunch`).
+        console: Where its console leads, in place of what `MachineConfig.console` says.
 
     Raises (on entry):
         ConfigError: the description can't be built; every problem is listed.
@@ -83,9 +89,12 @@ class Machine:
         *,
         plugins: PluginManager | None = None,
         assembly: Assembly | None = None,
+        console: ConsoleSink | None = None,
     ) -> None:
         self.config = config if config is not None else MachineConfig()
         self._plugins = plugins
+        self._sink = console
+        self._console: SinkService | None = None
         self._timeline = assembly.plan.timeline if assembly is not None else BootTimeline()
         self._scope: AbstractAsyncContextManager[None] | None = None
         self._assembly = assembly
@@ -94,6 +103,7 @@ class Machine:
         self._outcome: MachineOutcome | None = None
         self._ended = trio.Event()
         self._guest: Guest | None = None
+        self._nursery: trio.Nursery | None = None
         self._ready_error: MicrovmError | None = None
         self._ready_known = trio.Event()
         self._stopping = False
@@ -138,6 +148,7 @@ class Machine:
             assembly = self._assembly = assemble(self.config, self._plugins, self._timeline)
         try:
             async with AsyncExitStack() as stack:
+                self._console = await self._join_console(stack, assembly)
                 for attached in assembly.plan.devices:
                     await stack.enter_async_context(attached.device.lifespan())
                 links: list[GuestLink] = []
@@ -146,9 +157,12 @@ class Machine:
                 self._running = running = await stack.enter_async_context(
                     assembly.platform.start(assembly.plan)
                 )
+                if self._console is not None:
+                    self._console.start(running)
                 if running.channels is not None and assembly.channels is None:
                     links = await self._attach(stack, running.channels)
                 nursery = await stack.enter_async_context(trio.open_nursery())
+                self._nursery = nursery
                 nursery.start_soon(self._watch, running)
                 nursery.start_soon(self._make_ready, running, links)
                 self._plugins.notify_machine_started(self)
@@ -156,6 +170,18 @@ class Machine:
                 nursery.cancel_scope.cancel()
         finally:
             self._finish()
+
+    async def _join_console(self, stack: AsyncExitStack, assembly: Assembly) -> SinkService | None:
+        from microvm.consoles.sinks import sink_for
+
+        sink = self._sink if self._sink is not None else sink_for(assembly.plan.config.console)
+        if sink is None:
+            return None
+        from microvm.consoles.served import SinkService
+
+        service = SinkService(sink)
+        await stack.enter_async_context(service.lifespan())
+        return service
 
     async def _attach(self, stack: AsyncExitStack, channels: GuestChannels) -> list[GuestLink]:
         assert self._assembly is not None
@@ -271,10 +297,13 @@ class Machine:
     def metrics(self) -> MachineMetrics:
         """Everything that is counted of the machine, now."""
         running = self._started()
+        console = Counter(running.console_counters())
+        if self._console is not None:
+            console.update(self._console.sink.counters())
         return MachineMetrics(
             devices=running.device_counters(),
             exits=running.exit_counts(),
-            console=running.console_counters(),
+            console=dict(console),
             timing=self._timeline.phases,
         )
 
@@ -282,6 +311,11 @@ class Machine:
     def console_tail(self) -> tuple[str, ...]:
         """The guest's last console lines, control characters made visible."""
         return self._started().console_tail()
+
+    @property
+    def console_path(self) -> str | None:
+        """Where the console is to be found: the file, or the terminal made for it."""
+        return self._console.sink.path if self._console is not None else None
 
     @property
     def outcome(self) -> MachineOutcome | None:
@@ -407,6 +441,89 @@ class Machine:
         """A stream to the guest's console, both ways; see `RunningMachine.open_console`."""
         self._need(Capability.CONSOLE)
         return await self._started().open_console()
+
+    async def forward(
+        self,
+        *,
+        guest_port: int | None = None,
+        guest_host: str | None = None,
+        guest_path: str | None = None,
+        vsock_port: int | None = None,
+        host: str | None = None,
+        port: int | None = None,
+        path: str | Path | None = None,
+    ) -> Forward:
+        """Listen on the host, and carry each connection into the guest.
+
+        Works at once and until it is closed or the machine ends; a connection that comes before
+        the guest is ready waits for it. One that leads nowhere is reset.
+
+        Args:
+            guest_port: A TCP port of the guest's.
+            guest_host: A numeric address that the guest can reach; its loopback if not given.
+            guest_path: In place of a port, an AF_UNIX socket of the guest's.
+            vsock_port: In place of either, a vsock port that a program in the guest serves.
+            host: A numeric address of this host's to listen at; 127.0.0.1 if not given.
+            port: The TCP port there; one is chosen if not given, see `Forward.address`.
+            path: In place of a port, where to make an AF_UNIX socket, mode 0600. Its directory
+                must be there, and one in which no other user can replace it.
+
+        Raises:
+            ConfigError: it can't be listened at, or what was given is not one place on each side.
+        """
+        from microvm.forwards.addresses import guest_address, host_address
+
+        begin = host_address(host, port, path, default_port=0)
+        target = guest_address(guest_host, guest_port, guest_path, vsock_port)
+        return await self._forwards().into_guest(begin, target)
+
+    async def expose(
+        self,
+        *,
+        port: int | None = None,
+        host: str | None = None,
+        path: str | Path | None = None,
+        guest_port: int | None = None,
+        guest_host: str | None = None,
+        guest_path: str | None = None,
+        vsock_port: int | None = None,
+    ) -> Forward:
+        """Offer a service of the host's, and nothing else of it, to the guest.
+
+        Args:
+            port: The service's TCP port.
+            host: Its numeric address; 127.0.0.1 if not given.
+            path: In place of a port, its AF_UNIX socket.
+            guest_port: The TCP port in the guest to offer it at; 0 has one chosen.
+            guest_host: A numeric address of the guest's to listen at; its loopback if not given.
+            guest_path: In place of a port, where to make an AF_UNIX socket in the guest.
+            vsock_port: In place of either, the port of CID 2 that the guest's programs dial.
+
+        Raises:
+            ConfigError: `vsock_port` is taken, or what was given is not one place on each side.
+            GuestError: the guest can't listen there.
+        """
+        from microvm.forwards.addresses import guest_address, host_address
+
+        target = host_address(host, port, path)
+        begin = guest_address(guest_host, guest_port, guest_path, vsock_port)
+        return await self._forwards().out_of_guest(begin, target)
+
+    def _forwards(self) -> ForwardOpener:
+        from microvm.forwards.opening import ForwardOpener
+
+        channels = self._streams()
+        assert self._nursery is not None
+        if self._outcome is not None:
+            raise GuestGone(f"The machine has ended. {self._outcome.detail}")
+        return ForwardOpener(self._nursery, channels, self.wait_ready, self._ready_known.wait)
+
+    async def wait_console(self) -> None:
+        """Wait until the console's sink has ended: with the guest's last words, or because whoever
+        sat at it has left. At once, where there is no sink."""
+        self._started()
+        if self._console is not None:
+            await self._console.ended.wait()
 
     async def pause(self) -> None:
         """Stop the guest's CPUs until `resume`; its memory stays as it is."""

@@ -35,7 +35,7 @@ def is_trusted(uid: int) -> bool:
     return uid in (os.geteuid(), 0)
 
 
-def peer_uid(sock: socket.socket) -> int:
+def peer_uid(sock: socket.socket | trio.socket.SocketType) -> int:
     """The user on the other end: who connected, or who called listen(2)."""
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     uid: int = _UCRED.unpack(credentials)[1]

@@ -17,6 +17,7 @@ import trio
 
 from microvm.abc import Guest, GuestProcess, RunResult, TtySize
 from microvm.errors import CommandFailed, GuestGone, GuestProtocolError, MicrovmError
+from microvm_guest import forwarding
 from microvm_guest._outbox import Outbox
 from microvm_guest._replies import Reply, again
 from microvm_guest._tasks import serving
@@ -25,7 +26,10 @@ from microvm_guest.protocol import NEED_DATA, AgentConnection, Event, RunFlag, R
 from microvm_guest.protocol import events as e
 
 if TYPE_CHECKING:
-    from trio.abc import Stream
+    from trio.abc import HalfCloseableStream, Stream
+
+    from microvm.abc import GuestChannels
+    from microvm.forwards.addresses import TcpAddress, UnixAddress
 
 RECEIVE_BYTES = 256 * 1024
 STDERR_SHOWN = 2000
@@ -53,10 +57,12 @@ class AgentClient(Guest):
 
     Args:
         stream: A fresh connection to an agent, either way around. The client closes it.
+        channels: To the same guest, for forwards; none are to be had without.
     """
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, channels: GuestChannels | None = None) -> None:
         self._stream = stream
+        self._channels = channels
         self._connection = AgentConnection()
         self._outbox = Outbox()
         self._processes: dict[int, AgentProcess] = {}
@@ -229,6 +235,20 @@ class AgentClient(Guest):
                 tty=None if tty is None else (tty.rows, tty.cols),
             )
         )
+
+    async def connect_to(self, address: TcpAddress | UnixAddress) -> HalfCloseableStream:
+        """Open a stream to a socket in the guest; see `Guest.connect_to`."""
+        if self._channels is None:
+            return await super().connect_to(address)
+        return await forwarding.connect_to(self._channels, address)
+
+    def listen_at(
+        self, address: TcpAddress | UnixAddress, host_port: int
+    ) -> AbstractAsyncContextManager[TcpAddress | UnixAddress]:
+        """Listen in the guest for a port of the host's; see `Guest.listen_at`."""
+        if self._channels is None:
+            return super().listen_at(address, host_port)
+        return forwarding.listen_at(self._channels, address, host_port)
 
     async def ping(self) -> float:
         """Round trip to the agent in milliseconds."""

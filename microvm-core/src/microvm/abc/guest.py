@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from microvm.errors import ConfigError
+
 if TYPE_CHECKING:
     import trio
+    from trio.abc import HalfCloseableStream
 
     from microvm.abc.channels import GuestChannels
     from microvm.config import BootSource, MachineConfig
+    from microvm.forwards.addresses import TcpAddress, UnixAddress
     from microvm.timeline import BootTimeline
 
 
@@ -133,6 +137,39 @@ class Guest(ABC):
     @abstractmethod
     async def shutdown(self) -> None:
         """Ask the guest to end itself. Returns when the agent has agreed; see `Machine.wait`."""
+
+    async def connect_to(self, address: TcpAddress | UnixAddress) -> HalfCloseableStream:
+        """Open a stream to a TCP port or an AF_UNIX socket as a program in the guest would.
+
+        Optional: an agent that can't raises `ConfigError`, as the default does.
+
+        Raises:
+            GuestRefused: nothing listens there.
+            GuestError: the guest can't reach it.
+            GuestGone: the machine or its agent has ended.
+        """
+        raise _cannot_forward()
+
+    def listen_at(
+        self, address: TcpAddress | UnixAddress, host_port: int
+    ) -> AbstractAsyncContextManager[TcpAddress | UnixAddress]:
+        """Listen in the guest while the block lasts; gives the address, its port chosen.
+
+        Each connection that comes there is carried to vsock port `host_port` of the host's,
+        where the caller listens already. Optional, as `connect_to` is.
+
+        Raises:
+            GuestError: the guest can't listen there.
+            GuestGone: the machine or its agent has ended.
+        """
+        raise _cannot_forward()
+
+
+def _cannot_forward() -> ConfigError:
+    return ConfigError(
+        "This guest's agent can't forward.",
+        remedy="Use a vsock port (vsock_port=) that a program in the guest serves.",
+    )
 
 
 class Provisioner(ABC):

@@ -57,7 +57,7 @@ class AgentProvisioner(Provisioner):
         listener = channels.listen(HOST_PORT)
         try:
             async with serving() as nursery:
-                yield AgentLink(listener, nursery)
+                yield AgentLink(listener, nursery, channels)
         finally:
             await trio.aclose_forcefully(listener)
 
@@ -68,11 +68,18 @@ class AgentLink(GuestLink):
     Args:
         listener: Takes the agent's call; closed once it has come.
         nursery: Serves the client.
+        channels: To the same guest, for forwards.
     """
 
-    def __init__(self, listener: Listener[HalfCloseableStream], nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        listener: Listener[HalfCloseableStream],
+        nursery: trio.Nursery,
+        channels: GuestChannels,
+    ) -> None:
         self._listener = listener
         self._nursery = nursery
+        self._channels = channels
 
     async def wait_ready(self, timeline: BootTimeline) -> AgentClient:
         """Wait for the agent's call and greeting; to be called once.
@@ -85,7 +92,7 @@ class AgentLink(GuestLink):
 
         stream = await self._listener.accept()
         timeline.mark("kernel")
-        client = AgentClient(stream)
+        client = AgentClient(stream, self._channels)
         self._nursery.start_soon(client.serve)
         await self._listener.aclose()
         await client.wait_hello()

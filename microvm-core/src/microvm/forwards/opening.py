@@ -1,0 +1,114 @@
+"""Opening the forwards of one machine, in either direction."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import TYPE_CHECKING, Final
+
+from microvm._groups import only_error
+from microvm.errors import ConfigError
+from microvm.forwards import sockets
+from microvm.forwards.addresses import Address, TcpAddress, UnixAddress, VsockAddress
+from microvm.forwards.forward import Forward
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    import trio
+    from trio.abc import HalfCloseableStream, Listener
+
+    from microvm.abc import Guest, GuestChannels
+    from microvm.forwards.forward import Open
+
+FIRST_PORT: Final = 1 << 31
+"""Ports of the host's that the guest's agent dials for `expose`, from here on. Users have the
+lower ones, and connections that the host begins those from 2^30 on."""
+
+
+class ForwardOpener:
+    """Opens forwards of a machine that runs.
+
+    Args:
+        nursery: The machine's; a forward lives in it.
+        channels: To the guest.
+        wait_ready: Waits for the guest, for what its agent must do.
+        wait_settled: Waits until the guest is ready or is known not to be, and does not fail.
+    """
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        channels: GuestChannels,
+        wait_ready: Callable[[], Awaitable[Guest]],
+        wait_settled: Callable[[], Awaitable[object]],
+    ) -> None:
+        self._nursery = nursery
+        self._channels = channels
+        self._wait_ready = wait_ready
+        self._wait_settled = wait_settled
+        self._ports = count(FIRST_PORT)
+
+    async def into_guest(self, begin: TcpAddress | UnixAddress, target: Address) -> Forward:
+        """Listen on the host; each connection leads to `target` in the guest.
+
+        Raises:
+            ConfigError: `begin` can't be listened at.
+        """
+
+        async def connect() -> HalfCloseableStream:
+            if isinstance(target, VsockAddress):
+                await self._wait_settled()
+                return await self._channels.connect(target.port)
+            guest = await self._wait_ready()
+            return await guest.connect_to(target)
+
+        @asynccontextmanager
+        async def listen() -> AsyncIterator[tuple[Address, Listener[HalfCloseableStream]]]:
+            listener = await sockets.open_listener(begin)
+            try:
+                yield listener.address, listener
+            finally:
+                listener.close()
+
+        return await self._serve(Forward(target, connect), listen)
+
+    async def out_of_guest(self, begin: Address, target: TcpAddress | UnixAddress) -> Forward:
+        """Offer `target`, a service of the host's, at `begin` in the guest.
+
+        Raises:
+            ConfigError: `begin` is a vsock port that is taken.
+            GuestError: the guest's agent can't listen there.
+        """
+
+        async def connect() -> HalfCloseableStream:
+            return await sockets.connect(target)
+
+        @asynccontextmanager
+        async def listen() -> AsyncIterator[tuple[Address, Listener[HalfCloseableStream]]]:
+            if isinstance(begin, VsockAddress):
+                async with self._channels.listen(begin.port) as listener:
+                    yield begin, listener
+                return
+            guest = await self._wait_ready()
+            port, listener = self._listen_anywhere()
+            async with listener, guest.listen_at(begin, port) as address:
+                yield address, listener
+
+        return await self._serve(Forward(target, connect), listen)
+
+    def _listen_anywhere(self) -> tuple[int, Listener[HalfCloseableStream]]:
+        while True:
+            port = next(self._ports)
+            try:
+                return port, self._channels.listen(port)
+            except ConfigError:
+                continue  # the user has that one
+
+    async def _serve(self, forward: Forward, listen: Open) -> Forward:
+        try:
+            await self._nursery.start(forward.serve, listen)
+        except BaseExceptionGroup as group:
+            raise only_error(group) from None
+        return forward
