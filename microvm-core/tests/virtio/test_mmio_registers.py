@@ -317,6 +317,20 @@ def test_the_configuration_space_takes_every_width(bench) -> None:
     assert bench.transport.read(0xFF8, 8) == 0
 
 
+def test_what_a_device_names_always_writable_is_so_before_there_is_a_driver() -> None:
+    class Emergency(UpperDevice):
+        always_writable = range(8, 9)
+
+    bench = build(Emergency())
+    bench.driver.reset()
+    for offset, size, value in ((0x108, 4, 0x41), (0x108, 1, 0x42), (0x104, 4, 1), (0x109, 1, 1)):
+        bench.transport.write(offset, size, value)
+    assert [entry for entry in bench.device.diary if entry.startswith("config")] == [
+        "config 8 41000000",
+        "config 8 42",
+    ]
+
+
 def test_the_configuration_space_is_written_by_a_driver_alone(bench, driver) -> None:
     bench.transport.write(0x100, 2, 0x1234)
     driver.status = 1

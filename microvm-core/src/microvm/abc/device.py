@@ -98,6 +98,15 @@ class VirtioDevice(ABC):
         """
         return bytes(length)
 
+    @property
+    def always_writable(self) -> range:
+        """Bytes of the configuration space that a guest may write before it has a driver.
+
+        For an emergency output alone (virtio 1.2, 5.3.4 emerg_wr): what else is written before a
+        driver is there is dropped.
+        """
+        return range(0)
+
     def write_config(self, offset: int, data: bytes) -> None:
         """A write by the driver to the configuration space; what is read-only is ignored."""
         return

@@ -364,7 +364,11 @@ class QueueDriver:
         return buffers
 
     async def ask(
-        self, readable: Sequence[bytes] = (), writable: Sequence[int] = (), *, indirect: bool = False
+        self,
+        readable: Sequence[bytes] = (),
+        writable: Sequence[int] = (),
+        *,
+        indirect: bool = False,
     ) -> UsedBuffer:
         """Offer one chain, ring, and wait for it to come back: the queue was empty before."""
         self.add(readable, writable, indirect=indirect)

@@ -139,9 +139,11 @@ class VirtioMmioTransport(BusDevice):
     def write(self, offset: int, size: int, value: int) -> None:
         """As `BusDevice.write`. What is out of turn, of another width or unknown is dropped."""
         if offset >= registers.CONFIG:
-            if self._state in _CONFIGURABLE and not self._failed:
+            at = offset - registers.CONFIG
+            driven = self._state in _CONFIGURABLE and not self._failed
+            if driven or at in self._device.always_writable:
                 data = (value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
-                self._device.write_config(offset - registers.CONFIG, data)
+                self._device.write_config(at, data)
             return
         entry = _WRITERS.get(offset) if size == 4 else None
         if entry is not None:
