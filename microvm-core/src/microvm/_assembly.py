@@ -28,6 +28,7 @@ from microvm.config import (
     MAX_CMDLINE_BYTES,
     BootSource,
     ConfigProblem,
+    ConsoleOutput,
     DeviceConfig,
     DriveConfig,
     Isolation,
@@ -275,6 +276,7 @@ def _capability_problems(config: MachineConfig, factory: BackendFactory) -> list
             )
 
     need(Capability.OWN_KERNEL, config.boot is not None, "boot")
+    need(Capability.CONSOLE, config.console.output is not ConsoleOutput.RING, "console")
     for where in ("drives", "nets", "devices"):
         need(Capability.VIRTIO_DEVICES, bool(getattr(config, where)), where)
     if Capability.OWN_CHANNELS not in factory.capabilities:

@@ -1,9 +1,10 @@
 """`Machine`: the handle an application holds.
 
 Everything a machine needs lives in one stack of contexts, entered in this order and left in the
-opposite one: the console's sink, device lifespans, the provisioners' listeners, the platform's machine, a nursery
-with two tasks (one waits for the machine's end, one makes the guest ready). The guest may dial
-the host before the platform's `start` has returned, hence listeners first.
+opposite one: the console's sink, device lifespans, the provisioners' listeners, the platform's
+machine, a nursery with two tasks (one waits for the machine's end, one makes the guest ready). The
+guest may dial the host before the platform's `start` has returned, hence listeners first; and the
+sink is there for its last words.
 """
 
 from __future__ import annotations
@@ -519,8 +520,10 @@ class Machine:
         return ForwardOpener(self._nursery, channels, self.wait_ready, self._ready_known.wait)
 
     async def wait_console(self) -> None:
-        """Wait until the console's sink has ended: with the guest's last words, or because whoever
-        sat at it has left. At once, where there is no sink."""
+        """Wait until the console's sink has ended. At once, where there is none.
+
+        It ends with the guest's last words, or because whoever sat at it has left.
+        """
         self._started()
         if self._console is not None:
             await self._console.ended.wait()

@@ -38,7 +38,7 @@ MAX_CMDLINE_BYTES = 2047
 """COMMAND_LINE_SIZE on x86_64 is 2048 including the NUL byte."""
 MAX_NAME_CHARACTERS = 48
 _MAX_RATE = 1 << 50
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,%d}" % (MAX_NAME_CHARACTERS - 1))
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_CHARACTERS - 1}}}")
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 
 

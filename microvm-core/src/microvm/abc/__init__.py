@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from microvm.abc.backend import Capability, ProbeReport
 from microvm.abc.channels import GuestChannels
+from microvm.abc.console import ConsoleSink
 from microvm.abc.device import (
     Activation,
     ActiveQueue,
@@ -38,6 +39,7 @@ __all__ = [
     "AttachedDevice",
     "BusDevice",
     "Capability",
+    "ConsoleSink",
     "Doorbell",
     "Frame",
     "Guest",

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import termios
-import tty as tty_module
-from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -17,13 +13,13 @@ import trio
 from microvm._groups import only_error
 from microvm.abc import RunResult, TtySize
 from microvm.cli import EXIT_SIGPIPE
+from microvm.consoles.terminal import raw_terminal, read_shared, write_shared
 from microvm.errors import BackendError, GuestError
 
 if TYPE_CHECKING:
     from microvm._machine import Machine
     from microvm.abc import GuestProcess
 
-CHUNK = 65536
 MAX_COLLECTED_BYTES = 64 * 1024 * 1024
 """Of each stream with --json; the guest is not trusted to stop by itself."""
 
@@ -38,7 +34,7 @@ async def run_passthrough(
     size = _terminal_size() if tty else None
     async with machine.spawn(argv, tty=size, **options) as process:
         try:
-            with _raw_terminal(enabled=tty):
+            with raw_terminal(STDIN, enabled=tty):
                 return await _joined(
                     process,
                     _copy_out(process.stdout, STDOUT),
@@ -102,22 +98,9 @@ async def _collect(stream: trio.abc.ReceiveStream, into: bytearray) -> None:
         return
 
 
-async def _read_stdin() -> bytes:
-    """One chunk, without O_NONBLOCK: that flag would be shared with our parent's terminal."""
-    try:
-        await trio.lowlevel.wait_readable(STDIN)
-    except OSError:
-        # epoll refuses regular files and /dev/null (EPERM); these never block for long.
-        await trio.lowlevel.checkpoint()
-    try:
-        return os.read(STDIN, CHUNK)
-    except OSError:
-        return b""  # closed, or a background job's terminal: nothing more will come
-
-
 async def _send_stdin(process: GuestProcess) -> None:
     try:
-        while chunk := await _read_stdin():
+        while chunk := await read_shared(STDIN):
             await process.stdin.send_all(chunk)
         await process.stdin.aclose()
     except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -127,8 +110,6 @@ async def _send_stdin(process: GuestProcess) -> None:
 async def _copy_out(stream: trio.abc.ReceiveStream, fd: int) -> None:
     """Write what the command prints to one of our own descriptors.
 
-    In a worker thread: our reader may stall, and O_NONBLOCK would be set for all who share it.
-
     Returns also when the guest has gone in mid-command: `GuestProcess.wait` says how.
 
     Raises:
@@ -137,7 +118,7 @@ async def _copy_out(stream: trio.abc.ReceiveStream, fd: int) -> None:
     """
     try:
         async for chunk in stream:
-            await trio.to_thread.run_sync(_write_all, fd, chunk, abandon_on_cancel=True)
+            await write_shared(fd, chunk)
     except trio.BrokenResourceError:
         return
     except BrokenPipeError:
@@ -149,12 +130,6 @@ async def _copy_out(stream: trio.abc.ReceiveStream, fd: int) -> None:
         ) from error
 
 
-def _write_all(fd: int, chunk: bytes | bytearray) -> None:
-    data = memoryview(chunk)
-    while data:
-        data = data[os.write(fd, data) :]
-
-
 def _terminal_size() -> TtySize:
     size = shutil.get_terminal_size()
     return TtySize(rows=size.lines, cols=size.columns)
@@ -164,17 +139,3 @@ async def _follow_terminal_size(process: GuestProcess) -> None:
     with trio.open_signal_receiver(signal.SIGWINCH) as changes:
         async for _ in changes:
             await process.resize(_terminal_size())
-
-
-@contextmanager
-def _raw_terminal(*, enabled: bool) -> Iterator[None]:
-    """Each key goes to the guest's terminal, Ctrl-C too; ours is as before afterwards."""
-    if not enabled or not os.isatty(STDIN):
-        yield
-        return
-    saved = termios.tcgetattr(STDIN)
-    tty_module.setraw(STDIN, termios.TCSADRAIN)  # what was typed ahead stays
-    try:
-        yield
-    finally:
-        termios.tcsetattr(STDIN, termios.TCSADRAIN, saved)
