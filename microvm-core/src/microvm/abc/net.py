@@ -52,6 +52,14 @@ class NetLink(ABC):
     carry no checksum left undone and no segment too long.
     """
 
+    def accept(self, offloads: Offload) -> None:
+        """From now on, leave undone in what `receive` gives no more than `offloads`.
+
+        Called when a driver has begun to use the device; before it, nothing is received. Frames
+        that wait already may have more left undone, and the device drops those.
+        """
+        return
+
     @abstractmethod
     def send(self, frames: Sequence[Frame]) -> int:
         """Take as many of `frames` as can go now, in order, and return how many that were.

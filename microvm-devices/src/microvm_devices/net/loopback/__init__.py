@@ -1,0 +1,1 @@
+"""The ``loopback`` net backend: a cable plugged into itself."""

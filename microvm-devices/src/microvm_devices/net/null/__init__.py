@@ -1,0 +1,1 @@
+"""The ``null`` net backend: a cable that leads nowhere."""

@@ -1,0 +1,1 @@
+"""The ``socket`` net backend: a program that speaks QEMU's framing, by a socket."""

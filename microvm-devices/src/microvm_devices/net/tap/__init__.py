@@ -1,0 +1,1 @@
+"""The ``tap`` net backend: an interface of the host (Linux)."""
