@@ -53,15 +53,39 @@ class NativeAgent:
                 yield client
 
     @contextmanager
-    def listening(self, directory: Path) -> Iterator[Path]:
+    def listening(self, directory: Path, option: str = "--listen-fd") -> Iterator[Path]:
         """An agent that listens on the AF_UNIX path given; it is told to end afterwards."""
         path = directory / "agent.sock"
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(path))
-        listener.listen(64)
-        with self.process("--listen-fd", listener) as process:
+        listener.listen(1024)
+        with self.process(option, listener) as process:
             yield path
             process.terminate()
+
+    @contextmanager
+    def process_limits(self, directory: Path, *, descriptors: int) -> Iterator[tuple[Path, int]]:
+        """An agent that takes forwards and may have no more descriptors, and its process id."""
+        path = directory / "agent.sock"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen(1024)
+            words = [str(self.program), "--forward-fd", str(listener.fileno())]
+            process = subprocess.Popen(
+                ["prlimit", f"--nofile={descriptors}:{descriptors}", *_without_root(), *words],
+                pass_fds=[listener.fileno()],
+            )
+        try:
+            yield path, process.pid
+            process.terminate()
+        finally:
+            process.wait(timeout=30)
+        assert process.returncode == 0
+
+
+def _without_root() -> list[str]:
+    """Root's agent would raise its own limit."""
+    return ["setpriv", "--bounding-set=-sys_resource", "--"] if os.geteuid() == 0 else []
 
 
 def _build(directory: Path, *flags: str) -> NativeAgent:

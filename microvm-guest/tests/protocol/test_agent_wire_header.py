@@ -6,7 +6,7 @@ import pytest
 
 from microvm_guest import ports
 from microvm_guest.agent import HEADERS, SOURCE_DIR, SOURCES
-from microvm_guest.protocol import fields, frames
+from microvm_guest.protocol import fields, forwards, frames
 
 TEXT = (SOURCE_DIR / "wire.h").read_text()
 
@@ -32,6 +32,8 @@ def c_define(name):
         ("run_flag", fields.RunFlag),
         ("channel", frames.Channel),
         ("error_code", frames.ErrorCode),
+        ("forward_request", forwards.ForwardRequest),
+        ("forward_family", forwards.ForwardFamily),
     ],
 )
 def test_the_enumerations_have_the_same_names_and_numbers(name, python):
@@ -50,6 +52,11 @@ def test_the_enumerations_have_the_same_names_and_numbers(name, python):
         ("WIRE_MAX_ERROR_TEXT", frames.MAX_ERROR_TEXT),
         ("WIRE_MAX_WINDOW", frames.MAX_WINDOW),
         ("WIRE_MAGIC_BYTES", len(frames.MAGIC)),
+        ("WIRE_FORWARD_PORT", ports.FORWARD_PORT),
+        ("WIRE_FORWARD_BYTES", forwards.REQUEST.size),
+        ("WIRE_FORWARD_REPLY_BYTES", forwards.REPLY.size),
+        ("WIRE_MAX_ADDRESS", forwards.MAX_ADDRESS),
+        ("WIRE_MAX_FORWARDS", forwards.MAX_FORWARDS),
     ],
 )
 def test_the_constants_are_the_same(name, number):
