@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from microvm_devices.blk.testing.crash import Crash, Op, RecordingDisk
+from microvm_devices.blk.testing.crash import Ledger, RecordingDisk, broken_promises
 from microvm_devices.blk.testing.disks import FailingDisk, MemoryDisk
-from microvm_devices.blk.testing.guest import Answer, GuestBlk
+from microvm_devices.blk.testing.guest import ALL_FEATURES, Answer, GuestBlk, pack_segments
 
-__all__ = ["Answer", "Crash", "FailingDisk", "GuestBlk", "MemoryDisk", "Op", "RecordingDisk"]
+__all__ = [
+    "ALL_FEATURES",
+    "Answer",
+    "FailingDisk",
+    "GuestBlk",
+    "Ledger",
+    "MemoryDisk",
+    "RecordingDisk",
+    "broken_promises",
+    "pack_segments",
+]

@@ -1,20 +1,18 @@
 """Power cuts: what a disk may hold after one, and whether the device kept its word.
 
-`RecordingDisk` notes each operation on the disk in the order in which the host saw it, and, as the
-test tells it, each answer that the guest has seen (`Op.note`). A `Crash` is a prefix of that log.
-What was written before the last flush that had returned by then is there; of what was written
-since, any part may be: each sector on its own, in any combination, but of each sector all or
-nothing. (This is what dm-log-writes replays to Linux's file systems.)
-
-The promise to check is the driver's view. `Crash.images` gives disks that may be found after the
-crash; a test compares them with what the guest had been told was stable.
+`RecordingDisk` keeps a log: each operation on the disk, in the order in which the host saw them,
+and between them what a `Ledger` notes for its guest: what was asked for, and what the guest has
+been told is stable. `broken_promises` lets the power fail at each point of the log. What was
+written before the last flush that had returned by then is there; of what was written since, any
+part may be: each sector on its own, in any combination, but of each sector all or nothing. That is
+what dm-log-writes replays to Linux's file systems, but not sampled: promises are about sectors, and
+sectors are independent, so what each may hold is looked at whole.
 """
 
 from __future__ import annotations
 
-import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import attrs
@@ -22,100 +20,138 @@ import attrs
 from microvm_devices.blk.layout import SECTOR_BYTES
 from microvm_devices.blk.testing.disks import MemoryDisk
 
-WRITE: Final = "write"
-DISCARD: Final = "discard"
-FLUSH: Final = "flush"
-NOTE: Final = "note"
+Content = bytes | None
+"""What a sector holds; None is anything, after a discard."""
+ZEROES: Final = bytes(SECTOR_BYTES)
 
 
 @attrs.frozen
-class Op:
-    """One entry of the log."""
+class Written:
+    """The host was asked for this, by sector, and the call is about to return."""
 
-    kind: str
-    offset: int = 0
-    data: bytes = b""
-    """What was written, or zeros; of a discard, as many bytes as it covers."""
-    note: object = None
-    """What a test has put in: something that its guest knows from here on."""
+    sectors: Mapping[int, Content]
+
+
+@attrs.frozen
+class Flushed:
+    """A flush is about to return."""
+
+
+@attrs.frozen
+class Asked:
+    """The guest is about to ask for this. Each sector's contents are numbered, zeros being 0."""
+
+    sectors: Mapping[int, Content]
+
+
+@attrs.frozen
+class Promised:
+    """The guest knows that, of these sectors, contents of this number or a later one are stable."""
+
+    versions: Mapping[int, int]
+
+
+Entry = Written | Flushed | Asked | Promised
 
 
 class RecordingDisk(MemoryDisk):
-    """A disk in memory that keeps a log. Its flushes end up in the log when they return."""
+    """A disk in memory that keeps a log.
+
+    Args:
+        size: Bytes.
+    """
 
     def __init__(self, size: int = 1 << 20) -> None:
         super().__init__(size)
-        self.log: list[Op] = []
+        self.log: list[Entry] = []
+        self.before: Callable[[], None] = lambda: None
+        """Called before each operation, in whatever thread it is in: for a guest to look what it
+        knows by then."""
         self._lock = threading.Lock()
 
-    def note(self, what: object) -> None:
-        """The guest knows something now."""
+    def note(self, entry: Entry) -> None:
+        """Put something into the log."""
         with self._lock:
-            self.log.append(Op(NOTE, note=what))
+            self.log.append(entry)
 
     def write(self, views: Sequence[memoryview], offset: int, length: int) -> None:
+        self.before()
         data = b"".join(views)
-        with self._lock:
-            super().write([memoryview(data)], offset, length)
-            self.log.append(Op(WRITE, offset, data))
-
-    def flush(self) -> None:
-        with self._lock:
-            super().flush()
-            self.log.append(Op(FLUSH))
+        super().write([memoryview(data)], offset, length)
+        sectors: dict[int, Content] = {
+            (offset + at) // SECTOR_BYTES: data[at : at + SECTOR_BYTES]
+            for at in range(0, length, SECTOR_BYTES)
+        }
+        self.note(Written(sectors))
 
     def discard(self, offset: int, length: int) -> None:
-        with self._lock:
-            super().discard(offset, length)
-            self.log.append(Op(DISCARD, offset, bytes(length)))
+        self.before()
+        super().discard(offset, length)
+        self.note(Written(dict.fromkeys(sectors_of(offset, length))))
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
-        with self._lock:
-            super().write_zeroes(offset, length, unmap=unmap)
-            self.log.append(Op(WRITE, offset, bytes(length)))
+        self.before()
+        super().write_zeroes(offset, length, unmap=unmap)
+        self.note(Written(dict.fromkeys(sectors_of(offset, length), ZEROES)))
 
-    def crashes(self) -> Iterator[Crash]:
-        """A crash at each point of the log."""
-        for end in range(len(self.log) + 1):
-            yield Crash(size=self.size, log=tuple(self.log[:end]))
+    def flush(self) -> None:
+        self.before()
+        super().flush()
+        self.note(Flushed())
 
 
-@attrs.frozen(kw_only=True)
-class Crash:
-    """The power fails when so much has happened."""
+def sectors_of(offset: int, length: int) -> Iterable[int]:
+    """The sectors of a range of bytes."""
+    return range(offset // SECTOR_BYTES, (offset + length) // SECTOR_BYTES)
 
-    size: int
-    log: tuple[Op, ...]
 
-    @property
-    def notes(self) -> list[object]:
-        """What the guest knew."""
-        return [op.note for op in self.log if op.kind == NOTE]
+class Ledger:
+    """What a guest has asked for and was promised; kept in the disk's log.
 
-    def choices(self) -> dict[int, list[bytes | None]]:
-        """For each sector that is not zero for sure, what may be found in it.
+    A guest that has two requests for one sector under way knows nothing of their order: don't.
+    """
 
-        The last one is what would be there without the crash. None is anything at all: it was
-        discarded.
-        """
-        found: dict[int, list[bytes | None]] = {}
-        for op in self.log:
-            if op.kind == FLUSH:
-                found = {sector: values[-1:] for sector, values in found.items()}
-            elif op.kind in (WRITE, DISCARD):
-                for at in range(0, len(op.data), SECTOR_BYTES):
-                    sector = (op.offset + at) // SECTOR_BYTES
-                    data = op.data[at : at + SECTOR_BYTES] if op.kind == WRITE else None
-                    found.setdefault(sector, [bytes(SECTOR_BYTES)]).append(data)
-        return found
+    def __init__(self, disk: RecordingDisk) -> None:
+        self._disk = disk
+        self._count: dict[int, int] = {}
 
-    def images(self, count: int, rng: random.Random) -> Iterator[dict[int, bytes | None]]:
-        """Disks that may be found, by sector; one that is not named is zero.
+    def ask(self, sectors: Mapping[int, Content]) -> Mapping[int, int]:
+        """Note a request that is about to be made; returns the numbers of its contents."""
+        self._disk.note(Asked(sectors))
+        for sector in sectors:
+            self._count[sector] = self._count.get(sector, 0) + 1
+        return {sector: self._count[sector] for sector in sectors}
 
-        The one that kept least, the one that kept all, and `count` others.
-        """
-        choices = self.choices()
-        yield {sector: values[0] for sector, values in choices.items()}
-        yield {sector: values[-1] for sector, values in choices.items()}
-        for _ in range(count):
-            yield {sector: rng.choice(values) for sector, values in choices.items()}
+    def promised(self, versions: Mapping[int, int]) -> None:
+        """Note what the guest has been told is stable."""
+        self._disk.note(Promised(dict(versions)))
+
+
+def broken_promises(log: Iterable[Entry]) -> list[str]:
+    """Crashes after which a guest finds what it must not; none if the device is right."""
+    found: dict[int, list[Content]] = {}
+    asked: dict[int, list[Content]] = {}
+    floor: dict[int, int] = {}
+    broken: list[str] = []
+    for at, entry in enumerate(log):
+        looked_at: Iterable[int] = ()
+        match entry:
+            case Asked(sectors):
+                for sector, content in sectors.items():
+                    asked.setdefault(sector, [ZEROES]).append(content)
+            case Written(sectors):
+                for sector, content in sectors.items():
+                    found.setdefault(sector, [ZEROES]).append(content)
+                looked_at = sectors
+            case Flushed():
+                found = {sector: contents[-1:] for sector, contents in found.items()}
+            case Promised(versions):
+                for sector, version in versions.items():
+                    floor[sector] = max(version, floor.get(sector, 0))
+                looked_at = versions
+        for sector in looked_at:
+            allowed = asked.get(sector, [ZEROES])[floor.get(sector, 0) :]
+            for content in found.get(sector, [ZEROES]):
+                if content not in allowed and None not in allowed:
+                    broken.append(f"entry {at}, {entry}: sector {sector} may hold {content!r:.40}")
+    return broken

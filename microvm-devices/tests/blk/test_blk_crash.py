@@ -1,0 +1,296 @@
+"""The power fails at any moment: what a guest was told is stable is there (hardening.md 4.3).
+
+The same guest and the same oracle run on devices that are right and on devices that are wrong in
+one of the ways that shipped elsewhere, where the oracle must complain.
+"""
+
+import random
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+
+import attrs
+import pytest
+import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from microvm.config import DriveConfig
+from microvm.virtio.features import RING_FEATURES
+from microvm_devices.blk import layout
+from microvm_devices.blk.device import BlkDevice
+from microvm_devices.blk.durability import WriteMode
+from microvm_devices.blk.layout import F_CONFIG_WCE, F_DISCARD, F_FLUSH, F_WRITE_ZEROES, S_OK
+from microvm_devices.blk.testing import (
+    GuestBlk,
+    Ledger,
+    RecordingDisk,
+    broken_promises,
+    pack_segments,
+)
+
+ALWAYS = RING_FEATURES | F_DISCARD | F_WRITE_ZEROES
+NEGOTIATED = {
+    "none": ALWAYS,
+    "flush": ALWAYS | F_FLUSH,
+    "wce": ALWAYS | F_CONFIG_WCE,
+    "flush+wce": ALWAYS | F_FLUSH | F_CONFIG_WCE,
+}
+SECTORS = 12
+
+Action = tuple[str, int, int]
+
+
+@attrs.define
+class UnderWay:
+    versions: Mapping[int, int]
+    """Of a flush: what it makes stable. Of anything else: what it writes."""
+    is_flush: bool
+    through: bool
+    """Whether the answer itself is the promise."""
+
+
+class JournalGuest:
+    """A driver that keeps books of what it may rely on, by the standard's words (5.2.6.2)."""
+
+    def __init__(self, device: BlkDevice, disk: RecordingDisk, features: int) -> None:
+        self.device = device
+        self.features = features
+        self.ledger = Ledger(disk)
+        self.blk = GuestBlk(features=features, queue_size=256, mem_size=1 << 22)
+        self.lock = threading.RLock()
+        self.under_way: dict[int, UnderWay] = {}
+        self.complete: dict[int, int] = {}
+        self.serial = 0
+        disk.before = self.look
+
+    @property
+    def through(self) -> bool:
+        if self.features & F_CONFIG_WCE:
+            return self.device.read_config(layout.WRITEBACK_OFFSET, 1) == b"\0"
+        return not self.features & F_FLUSH
+
+    def look(self) -> None:
+        """Take what was answered, as a driver on another CPU could at this moment."""
+        with self.lock:
+            for head, answer in self.blk.answered().items():
+                entry = self.under_way.pop(head)
+                assert answer.status == S_OK
+                if not entry.is_flush:
+                    self.complete.update(entry.versions)
+                if entry.is_flush or entry.through:
+                    self.ledger.promised(entry.versions)
+
+    def ask(self, type_: int, data: bytes, sector: int, contents: Sequence[bytes | None]) -> None:
+        sectors = dict(enumerate(contents, sector))
+        with self.lock:
+            self.look()
+            if any(sectors.keys() & e.versions.keys() for e in self.writes_under_way()):
+                return
+            entry = UnderWay(self.ledger.ask(sectors), False, self.through)
+            self.under_way[self.blk.submit(type_, sector, data)] = entry
+
+    def writes_under_way(self) -> Iterator[UnderWay]:
+        return (entry for entry in self.under_way.values() if not entry.is_flush)
+
+    # --- actions ---------------------------------------------------------------------------
+
+    def write(self, sector: int, count: int) -> None:
+        self.serial += 1
+        contents = [b"%6d.%-6d" % (self.serial, at) * 32 for at in range(count)]
+        contents = [content.ljust(512, b".")[:512] for content in contents]
+        self.ask(layout.T_OUT, b"".join(contents), sector, contents)
+
+    def zero(self, sector: int, count: int) -> None:
+        segments = pack_segments((sector, count, count & 1))
+        self.ask(layout.T_WRITE_ZEROES, segments, sector, [bytes(512)] * count)
+
+    def discard(self, sector: int, count: int) -> None:
+        segments = pack_segments((sector, count, 0))
+        self.ask(layout.T_DISCARD, segments, sector, [None] * count)
+
+    def flush(self, sector: int, count: int) -> None:
+        if not self.features & F_FLUSH:
+            return
+        with self.lock:
+            self.look()
+            entry = UnderWay(dict(self.complete), True, False)
+            self.under_way[self.blk.submit(layout.T_FLUSH)] = entry
+
+    def cache_mode(self, sector: int, count: int) -> None:
+        with self.lock:
+            self.look()
+            if sector & 1 or not self.features & F_CONFIG_WCE:
+                for entry in self.writes_under_way():
+                    entry.through = entry.through and not self.features & F_CONFIG_WCE
+            self.device.write_config(layout.WRITEBACK_OFFSET, bytes([sector & 1]))
+
+    async def settle(self) -> None:
+        while True:
+            self.look()
+            if not self.under_way:
+                return
+            if not self.blk.queues[0].want_interrupt():
+                await self.blk.queues[0].irq.wait()
+
+    async def live(self, actions: Sequence[Action]) -> None:
+        async with self.device.lifespan():
+            rest = list(actions)[::-1]
+            fresh = True
+            while rest:
+                async with AsyncExitStack() as stack:
+                    await stack.enter_async_context(self.blk.running(self.device, fresh=fresh))
+                    # The standard's rule for CONFIG_WCE holds from DRIVER_OK on.
+                    await trio.lowlevel.checkpoint()
+                    await trio.lowlevel.checkpoint()
+                    while rest:
+                        name, sector, count = rest.pop()
+                        if name in {"reset", "pause"}:
+                            fresh = name == "reset"
+                            break
+                        if name == "settle":
+                            await self.settle()
+                        else:
+                            getattr(self, name)(sector, count)
+                    else:
+                        await self.settle()
+                self.look()
+                if fresh:
+                    self.under_way.clear()
+
+
+MakeDisk = Callable[[], RecordingDisk]
+MakeMode = Callable[[], WriteMode]
+
+
+def broken_by(
+    actions: Sequence[Action],
+    features: int,
+    make_disk: MakeDisk = RecordingDisk,
+    make_mode: MakeMode | None = None,
+) -> list[str]:
+    disk = make_disk()
+    device = BlkDevice(DriveConfig(path="/a/disk"), disk.opener())
+    if make_mode is not None:
+        device._mode = make_mode()
+    trio.run(JournalGuest(device, disk, features).live, actions)
+    return broken_promises(disk.log)
+
+
+def any_action() -> st.SearchStrategy[Action]:
+    ranges = ["write", "write", "write", "write", "zero", "discard", "flush", "flush", "settle"]
+    names = st.sampled_from([*ranges, "cache_mode", "reset", "pause"])
+    return st.tuples(names, st.integers(0, SECTORS - 1), st.integers(1, 4))
+
+
+@given(st.lists(any_action(), min_size=1, max_size=60), st.sampled_from(sorted(NEGOTIATED)))
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+def test_what_a_guest_was_told_is_stable_is_there_after_a_power_cut(
+    actions: list[Action], negotiated: str
+) -> None:
+    assert broken_by([*actions, ("settle", 0, 0)], NEGOTIATED[negotiated]) == []
+
+
+# --- devices that are wrong: the oracle must say so ----------------------------------------------
+
+
+class FlushesNothing(RecordingDisk):
+    """fdatasync replaced by pass."""
+
+    def flush(self) -> None:
+        self.before()
+
+
+class AnswersBeforeItWrites(RecordingDisk):
+    """The completion is posted, and the write reaches the file after the operation behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late: list[tuple[bytes, int]] = []
+
+    def write(self, views: Sequence[memoryview], offset: int, length: int) -> None:
+        self.catch_up()
+        self.late.append((b"".join(views), offset))
+
+    def flush(self) -> None:
+        super().flush()
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        for data, offset in self.late:
+            super().write([memoryview(data)], offset, len(data))
+        self.late.clear()
+
+
+class TearsSectors(RecordingDisk):
+    """Half of a sector in one call, and half in the next."""
+
+    def write(self, views: Sequence[memoryview], offset: int, length: int) -> None:
+        data = b"".join(views)
+        half = data[:256] + bytes(self.data[offset + 256 : offset + length])
+        super().write([memoryview(half)], offset, length)
+        super().write([memoryview(data)], offset, length)
+
+
+class ForgetsDriversWithoutFlush(WriteMode):
+    """Case (1) of hardening.md 4.1 ignored: nobody can flush, and nobody does."""
+
+    @property
+    def through(self) -> bool:
+        features = self._features or 0
+        return bool(features & F_CONFIG_WCE) and not self.writeback
+
+
+class IgnoresTheField(WriteMode):
+    """CONFIG_WCE is offered, and `writeback` changes nothing."""
+
+    @property
+    def through(self) -> bool:
+        return not (self._features or 0) & (F_FLUSH | F_CONFIG_WCE)
+
+
+class ForgetsTheModeInAPause(WriteMode):
+    def end(self) -> None:
+        super().end()
+        self._paused = 1
+
+
+MUTANTS: dict[str, tuple[str, MakeDisk, MakeMode | None]] = {
+    "no fdatasync for flushes": ("flush", FlushesNothing, None),
+    "no fdatasync for flushes, with a field": ("flush+wce", FlushesNothing, None),
+    "no fdatasync in write-through": ("none", FlushesNothing, None),
+    "answer before write": ("flush", AnswersBeforeItWrites, None),
+    "answer before write, write-through": ("none", AnswersBeforeItWrites, None),
+    "torn sectors": ("flush", TearsSectors, None),
+    "case 1": ("none", RecordingDisk, lambda: ForgetsDriversWithoutFlush(configured=True)),
+    "field ignored": ("flush+wce", RecordingDisk, lambda: IgnoresTheField(configured=True)),
+    "field ignored, no flush": ("wce", RecordingDisk, lambda: IgnoresTheField(configured=True)),
+    "field lost in a pause": (
+        "flush+wce",
+        RecordingDisk,
+        lambda: ForgetsTheModeInAPause(configured=True),
+    ),
+}
+
+
+def workload(seed: int) -> list[Action]:
+    rng = random.Random(seed)
+    names = ["write"] * 6 + ["zero", "discard", "flush", "flush", "settle", "settle"]
+    names += ["cache_mode", "cache_mode", "pause", "reset"]
+    return [(rng.choice(names), rng.randrange(SECTORS), rng.randint(1, 4)) for _ in range(80)]
+
+
+@pytest.mark.parametrize("mutant", sorted(MUTANTS))
+def test_the_oracle_finds_a_device_that_is_wrong(mutant: str) -> None:
+    negotiated, make_disk, make_mode = MUTANTS[mutant]
+    found = [
+        broken_by(workload(seed), NEGOTIATED[negotiated], make_disk, make_mode)
+        for seed in range(20)
+    ]
+    assert any(found)
+
+
+@pytest.mark.parametrize("negotiated", sorted(NEGOTIATED))
+def test_and_nothing_in_a_device_that_is_right(negotiated: str) -> None:
+    for seed in range(20):
+        assert broken_by(workload(seed), NEGOTIATED[negotiated]) == []
