@@ -1,6 +1,5 @@
 """Forwards of a scripted machine: what the host's sockets do, and that nothing of them stays."""
 
-import errno
 import os
 import resource
 import socket
@@ -266,7 +265,7 @@ async def test_nothing_but_a_dead_socket_of_ours_is_replaced(rig, tmp_path, kind
         async with rig.make() as machine:
             with pytest.raises(ConfigError, match="path: "):
                 await machine.forward(guest_port=80, path=path)
-    assert os.path.lexists(path)
+    assert path.is_symlink() or path.exists()
 
 
 async def test_a_stale_socket_of_ours_is_replaced(rig, tmp_path):
@@ -416,9 +415,7 @@ def fill_descriptors():
         resource.RLIMIT_NOFILE, (used + 20, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     )
     taken = []
-    try:
+    with pytest.raises(OSError, match="Too many open files"):
         while True:
             taken.append(os.open("/dev/null", os.O_RDONLY))
-    except OSError as error:
-        assert error.errno == errno.EMFILE
     return taken
