@@ -127,10 +127,14 @@ async def test_a_client_may_come_before_the_guest_is_ready(rig):
 async def test_a_vsock_port_needs_no_agent(rig):
     async with rig.make() as machine:
         rig.agent.link.become(None)
-        async with await machine.forward(vsock_port=9000) as forward, rig.service(9000) as service:
-            async with await dial(forward) as client, await service.accept() as server:
-                await server.send_all(b"hello")
-                assert await client.receive_some() == b"hello"
+        async with (
+            await machine.forward(vsock_port=9000) as forward,
+            rig.service(9000) as service,
+            await dial(forward) as client,
+            await service.accept() as server,
+        ):
+            await server.send_all(b"hello")
+            assert await client.receive_some() == b"hello"
 
 
 @pytest.mark.parametrize("words", [{"guest_port": 81}, {"vsock_port": 9}])
@@ -159,32 +163,39 @@ async def test_a_stream_that_breaks_in_the_guest_is_a_reset_on_the_host(rig):
     """A part must not be taken for the whole."""
     async with rig.make() as machine:
         rig.ready()
-        async with await machine.forward(guest_port=80) as forward, rig.service() as service:
-            async with await dial(forward) as client:
-                server = await service.accept()
-                await server.send_all(b"a part")
-                assert await client.receive_some() == b"a part"
-                await server.aclose()
-                with pytest.raises(trio.BrokenResourceError), trio.fail_after(30):
-                    while True:
-                        await client.send_all(b"x")
-                        await trio.sleep(0.01)
+        async with (
+            await machine.forward(guest_port=80) as forward,
+            rig.service() as service,
+            await dial(forward) as client,
+        ):
+            server = await service.accept()
+            await server.send_all(b"a part")
+            assert await client.receive_some() == b"a part"
+            await server.aclose()
+            with pytest.raises(trio.BrokenResourceError), trio.fail_after(30):
+                while True:
+                    await client.send_all(b"x")
+                    await trio.sleep(0.01)
 
 
 async def test_a_client_that_does_not_read_holds_up_its_own_sender_only(rig):
     async with rig.make() as machine:
         rig.ready()
-        async with await machine.forward(guest_port=80) as forward, rig.service() as service:
-            async with await dial(forward), await service.accept() as server:
-                sent = 0
-                with trio.move_on_after(0.3):
-                    while sent < 1 << 28:
-                        await server.send_all(bytes(65536))
-                        await server.wait_send_all_might_not_block()
-                        sent += 65536
-                async with await dial(forward) as other, await service.accept() as served:
-                    await served.send_all(b"through")
-                    assert await other.receive_some() == b"through"
+        async with (
+            await machine.forward(guest_port=80) as forward,
+            rig.service() as service,
+            await dial(forward),
+            await service.accept() as server,
+        ):
+            sent = 0
+            with trio.move_on_after(0.3):
+                while sent < 1 << 28:
+                    await server.send_all(bytes(65536))
+                    await server.wait_send_all_might_not_block()
+                    sent += 65536
+            async with await dial(forward) as other, await service.accept() as served:
+                await served.send_all(b"through")
+                assert await other.receive_some() == b"through"
 
 
 async def test_forwards_come_and_go_while_the_machine_runs(rig):
@@ -239,10 +250,13 @@ async def test_a_path_is_0600_from_its_first_moment_and_goes_with_the_forward(ri
             async with await machine.forward(guest_port=80, path=path) as forward:
                 assert forward.address == UnixAddress(path=path)
                 assert stat.S_IMODE(path.stat().st_mode) == 0o600
-                async with rig.service() as service, await trio.open_unix_socket(path) as client:
-                    async with await service.accept() as server:
-                        await server.send_all(b"hello")
-                        assert await client.receive_some() == b"hello"
+                async with (
+                    rig.service() as service,
+                    await trio.open_unix_socket(path) as client,
+                    await service.accept() as server,
+                ):
+                    await server.send_all(b"hello")
+                    assert await client.receive_some() == b"hello"
             assert not path.exists()
     finally:
         os.umask(old)

@@ -111,12 +111,14 @@ def joined(path, listener, address):
     ids=["tcp", "tcp6", "unix"],
 )
 def test_a_stream_leads_to_the_address_it_names(path, tmp_path, address, family):
-    with service(address or str(tmp_path / "s"), family) as (listener, named):
-        with joined(path, listener, named) as (host, there):
-            host.sendall(b"to")
-            assert there.recv(9) == b"to"
-            there.sendall(b"fro")
-            assert host.recv(9) == b"fro"
+    with (
+        service(address or str(tmp_path / "s"), family) as (listener, named),
+        joined(path, listener, named) as (host, there),
+    ):
+        host.sendall(b"to")
+        assert there.recv(9) == b"to"
+        there.sendall(b"fro")
+        assert host.recv(9) == b"fro"
 
 
 def test_what_follows_the_request_at_once_is_the_streams(path):
@@ -214,13 +216,15 @@ async def test_another_error_of_the_guests_is_told_as_it_is(channels):
 async def test_a_listener_in_the_guest_leads_to_a_port_of_the_hosts(channels):
     async with channels.listen(7) as calls, listen_at(channels, TcpAddress(port=0), 7) as address:
         assert address.port > 0
-        async with await trio.open_tcp_stream(address.host, address.port) as program:
-            async with await calls.accept() as host:
-                await program.send_all(b"out")
-                await program.send_eof()
-                assert b"".join([chunk async for chunk in host]) == b"out"
-                await host.send_all(b"in")
-                assert await program.receive_some() == b"in"
+        async with (
+            await trio.open_tcp_stream(address.host, address.port) as program,
+            await calls.accept() as host,
+        ):
+            await program.send_all(b"out")
+            await program.send_eof()
+            assert b"".join([chunk async for chunk in host]) == b"out"
+            await host.send_all(b"in")
+            assert await program.receive_some() == b"in"
     await until(lambda: not is_open(address))
     os.unlink(f"{channels.path}_7")
 
@@ -233,7 +237,7 @@ def is_open(address):
 async def until(condition):
     """The agent sees the end of a connection a moment after it."""
     with trio.fail_after(30):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - nothing of another process sets an Event
             await trio.sleep(0.01)
 
 
@@ -249,16 +253,20 @@ async def test_a_listener_at_a_path_is_for_every_user_and_goes_with_its_host(cha
 
 
 async def test_a_program_that_comes_when_no_host_listens_is_hung_up_on(channels):
-    async with listen_at(channels, TcpAddress(port=0), 9) as address:
-        async with await trio.open_tcp_stream(address.host, address.port) as program:
-            assert await program.receive_some() == b""
+    async with (
+        listen_at(channels, TcpAddress(port=0), 9) as address,
+        await trio.open_tcp_stream(address.host, address.port) as program,
+    ):
+        assert await program.receive_some() == b""
 
 
 async def test_a_taken_port_is_told(channels):
-    with service() as (_, address):
-        with pytest.raises(GuestError, match=r"can't listen at .*: Address already in use"):
-            async with listen_at(channels, address, 9):
-                pass
+    with (
+        service() as (_, address),
+        pytest.raises(GuestError, match=r"can't listen at .*: Address already in use"),
+    ):
+        async with listen_at(channels, address, 9):
+            pass
 
 
 def test_a_host_that_speaks_to_a_listener_ends_it(path):
@@ -310,18 +318,20 @@ def test_1000_streams_work_at_once_and_those_beyond_the_bound_are_refused(agent,
 
 def test_an_agent_without_descriptors_rests_and_serves_again(plain_agent, tmp_path):
     """It does not spin, and what came meanwhile is served when there are some again."""
-    with plain_agent.process_limits(tmp_path, descriptors=24) as (path, pid):
-        with service() as (listener, address):
-            held = [asked(path, b"") for _ in range(40)]
-            before = cpu_ticks(pid)
-            trio.run(trio.sleep, 0.6)
-            assert cpu_ticks(pid) - before < 10
-            late = asked(path, encode_connect(address))
-            for sock in held:
-                sock.close()
-            assert reply(late) == (0, 0)
-            listener.accept()[0].close()
-            late.close()
+    with (
+        plain_agent.process_limits(tmp_path, descriptors=24) as (path, pid),
+        service() as (listener, address),
+    ):
+        held = [asked(path, b"") for _ in range(40)]
+        before = cpu_ticks(pid)
+        trio.run(trio.sleep, 0.6)
+        assert cpu_ticks(pid) - before < 10
+        late = asked(path, encode_connect(address))
+        for sock in held:
+            sock.close()
+        assert reply(late) == (0, 0)
+        listener.accept()[0].close()
+        late.close()
 
 
 def cpu_ticks(pid):
