@@ -148,6 +148,46 @@ def test_fs_gets_its_tag_from_its_configuration_space_with_commas_doubled() -> N
     assert "num-request-queues=3" in argument
 
 
+class Net(Device):
+    """Two pairs of queues, and an address that the driver may change or not."""
+
+    def __init__(self, features: int = 1 << 23) -> None:
+        config = bytes.fromhex("020000000001 0100 0200 3412")
+        super().__init__(DeviceType.NET, (256,) * 4 + (64,), config)
+        self._features = features
+
+    @property
+    def features(self) -> int:
+        return self._features
+
+
+def test_net_is_two_parts_that_agree_with_its_configuration_space(plan_of: PlanOf) -> None:
+    words = arguments(plan_of(Path("/k"), [Net()], vcpu_count=4))
+    assert value_of(words, "-netdev") == "vhost-user,id=net-device0,chardev=device0,queues=2"
+    assert value_of(words, "-device").split(",") == [
+        "virtio-net-device",
+        "netdev=net-device0",
+        "bus=virtio-mmio-bus.7",
+        "mac=02:00:00:00:00:01",
+        f"host_mtu={0x1234}",
+        "guest_announce=off",
+        "mq=on",
+    ]
+    assert words.index("-netdev") < words.index("-device")
+
+
+def test_a_net_has_no_more_pairs_of_queues_than_the_guest_has_cpus(plan_of: PlanOf) -> None:
+    words = arguments(plan_of(Path("/k"), [Net()], vcpu_count=1))
+    assert "queues" not in value_of(words, "-netdev")
+    assert "mq=" not in value_of(words, "-device")
+
+
+def test_an_address_that_is_fixed_is_fixed_in_qemu_too(plan_of: PlanOf) -> None:
+    fixed = value_of(arguments(plan_of(Path("/k"), [Net(features=0)])), "-device")
+    assert "ctrl_mac_addr=off" in fixed
+    assert "ctrl_mac_addr" not in value_of(arguments(plan_of(Path("/k"), [Net()])), "-device")
+
+
 # --- what can't be built ---------------------------------------------------------------------
 
 
@@ -170,7 +210,7 @@ def test_one_more_than_each_limit_is_a_problem_and_all_are_listed(plan_of: PlanO
 
 
 def test_a_device_without_a_front_end_is_a_problem(plan_of: PlanOf) -> None:
-    assert where_of(plan_of(Path("/k"), [Device(DeviceType.NET)])) == ["devices"]
+    assert where_of(plan_of(Path("/k"), [Device(DeviceType.CONSOLE)])) == ["devices"]
 
 
 def test_a_front_end_that_this_qemu_lacks_is_a_problem(plan_of: PlanOf) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import attrs
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 MAX_FILE_BYTES: Final = 256 * 1024
 MAX_ENTRIES: Final = 32
 

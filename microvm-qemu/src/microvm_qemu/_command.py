@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from microvm.config import MAX_CMDLINE_BYTES, ConfigProblem
-from microvm_qemu._devices import FRONT_ENDS, device_argument
+from microvm_qemu._devices import FRONT_ENDS, device_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -194,10 +194,12 @@ def qemu_arguments(
     ):
         chardev = f"device{index}"
         arguments += _socket(chardev, fd)
-        arguments += [
-            "-device",
-            device_argument(attached.device, chardev=chardev, bus=f"virtio-mmio-bus.{bus}"),
-        ]
+        arguments += device_arguments(
+            attached.device,
+            chardev=chardev,
+            bus=f"virtio-mmio-bus.{bus}",
+            vcpu_count=plan.config.vcpu_count,
+        )
     arguments += ["-kernel", str(plan.kernel.absolute())]
     if plan.initrd is not None:
         arguments += ["-initrd", str(plan.initrd.absolute())]

@@ -2,12 +2,13 @@
 
 A front end is the half of a device that QEMU keeps: registers, interrupts, the status dance. It
 is made for one device type, and some read the configuration space from the back end (blk, vsock's
-CID) while others want it as properties (fs). The generic ``vhost-user-device`` would do for any,
-but came with QEMU 8.2 and can't be created by users by default.
+CID) while others want it as properties (fs, net). The generic ``vhost-user-device`` would do for
+any, but came with QEMU 8.2 and can't be created by users by default.
 """
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Final
 
 from microvm.virtio.ids import DeviceType
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from microvm.abc import VirtioDevice
 
 FRONT_ENDS: Final[Mapping[int, str]] = {
+    DeviceType.NET: "virtio-net-device",
     DeviceType.BLOCK: "vhost-user-blk",
     DeviceType.ENTROPY: "vhost-user-rng",
     DeviceType.VSOCK: "vhost-user-vsock-device",
@@ -30,13 +32,59 @@ FS_CONFIG_BYTES: Final = FS_TAG_BYTES + 4
 """struct virtio_fs_config: tag[36], le32 num_request_queues (virtio 1.2, 5.11.4)."""
 
 
+NET_CONFIG: Final = struct.Struct("<6sHHH")
+"""struct virtio_net_config up to mtu: mac, status, max_virtqueue_pairs, mtu (5.1.4)."""
+NET_F_CTRL_MAC_ADDR: Final = 1 << 23
+"""The driver may change its address (5.1.3)."""
+
+
 def escape_value(value: str) -> str:
     """A value for QEMU's ``key=value,...`` syntax, where a comma is written twice."""
     return value.replace(",", ",,")
 
 
+def device_arguments(device: VirtioDevice, *, chardev: str, bus: str, vcpu_count: int) -> list[str]:
+    """``-device``, and what goes with it, for `device`, whose type must be in `FRONT_ENDS`."""
+    if device.device_id == DeviceType.NET:
+        return _net_arguments(device, chardev=chardev, bus=bus, vcpu_count=vcpu_count)
+    return ["-device", device_argument(device, chardev=chardev, bus=bus)]
+
+
+def _net_arguments(device: VirtioDevice, *, chardev: str, bus: str, vcpu_count: int) -> list[str]:
+    """A network device is in two parts: virtio-net in front of a vhost-user network.
+
+    Configuration space and control queue are QEMU's own; of features it offers what both sides
+    can. It starts the pairs of queues that the driver uses, and Linux uses one for each CPU: more
+    of them would be waited for in vain.
+    """
+    mac, _, pairs, mtu = NET_CONFIG.unpack(device.read_config(0, NET_CONFIG.size))
+    pairs = min(pairs, vcpu_count)
+    network = f"net-{chardev}"
+    words = [
+        FRONT_ENDS[device.device_id],
+        f"netdev={network}",
+        f"bus={bus}",
+        f"mac={mac.hex(':')}",
+        f"host_mtu={mtu}",
+        # An announcement is for a guest that was moved; ours are not.
+        "guest_announce=off",
+    ]
+    if not device.features & NET_F_CTRL_MAC_ADDR:
+        words.append("ctrl_mac_addr=off")
+    several = ""
+    if pairs > 1:
+        words.append("mq=on")
+        several = f",queues={pairs}"
+    return [
+        "-netdev",
+        f"vhost-user,id={network},chardev={chardev}{several}",
+        "-device",
+        ",".join(words),
+    ]
+
+
 def device_argument(device: VirtioDevice, *, chardev: str, bus: str) -> str:
-    """The value of ``-device`` for `device`, whose type must be in `FRONT_ENDS`."""
+    """The value of ``-device`` for a device that is one front end."""
     words = [FRONT_ENDS[device.device_id], f"chardev={chardev}", f"bus={bus}"]
     if device.device_id == DeviceType.BLOCK:
         sizes = device.queue_max_sizes

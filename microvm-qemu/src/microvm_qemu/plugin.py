@@ -10,8 +10,8 @@ from microvm.plugins import BackendFactory, hookimpl
 if TYPE_CHECKING:
     from microvm.abc import HostedPlatform, ProbeReport
 
-VIRTIO_IDS = frozenset({2, 4, 19, 26})
-"""blk, rng, vsock, fs: the keys of `microvm_qemu._devices.FRONT_ENDS`, without importing it."""
+VIRTIO_IDS = frozenset({1, 2, 4, 19, 26})
+"""net, blk, rng, vsock, fs: the keys of `microvm_qemu._devices.FRONT_ENDS`, not imported here."""
 
 
 def probe(options: Mapping[str, Any]) -> ProbeReport:
