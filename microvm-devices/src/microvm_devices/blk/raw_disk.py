@@ -41,6 +41,7 @@ _KINDS: Final = {
 
 Transfer = Callable[[int, Sequence[memoryview], int], int]
 """`os.preadv` or `os.pwritev`."""
+Allocate = Callable[[int, int, int, int], None]
 
 
 class RawDisk(Disk):
@@ -50,12 +51,14 @@ class RawDisk(Disk):
         fd: Open for reading, and for writing unless `read_only`. Closed by `close`.
         size: Bytes.
         name: The path, for messages.
+        allocate: fallocate(2).
     """
 
-    def __init__(self, fd: int, *, size: int, name: str) -> None:
+    def __init__(self, fd: int, *, size: int, name: str, allocate: Allocate = fallocate) -> None:
         self._fd = fd
         self.size = size
         self.name = name
+        self._allocate = allocate
         # What this file system can't do is found out by trying, once.
         self._can_nowait = bool(_RWF_NOWAIT)
         self._can_punch = True
@@ -113,7 +116,7 @@ class RawDisk(Disk):
             return
         if self._can_zero_range:
             try:
-                fallocate(self._fd, ZERO_RANGE | KEEP_SIZE, offset, length)
+                self._allocate(self._fd, ZERO_RANGE | KEEP_SIZE, offset, length)
             except OSError as error:
                 if error.errno not in _UNSUPPORTED:
                     raise
@@ -132,7 +135,7 @@ class RawDisk(Disk):
     def _punch(self, offset: int, length: int) -> bool:
         if self._can_punch:
             try:
-                fallocate(self._fd, PUNCH_HOLE | KEEP_SIZE, offset, length)
+                self._allocate(self._fd, PUNCH_HOLE | KEEP_SIZE, offset, length)
             except OSError as error:
                 if error.errno not in _UNSUPPORTED:
                     raise
