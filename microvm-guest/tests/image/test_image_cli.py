@@ -81,7 +81,7 @@ def test_list_of_nothing_says_what_to_do(cli: Cli) -> None:
     code, out, err = cli("list")
     assert (code, out) == (0, "")
     assert "microvm image build" in err
-    assert json.loads(cli("list", "--json")[1]) == {"images": []}
+    assert json.loads(cli("list", "--json")[1]) == {"images": [], "disks": []}
 
 
 def test_prune_tells_what_became_free(cli: Cli, layout: CacheLayout, make_tree: MakeTree) -> None:

@@ -4,6 +4,9 @@
     image = build_image(ImageSpec(), Silent())  # minutes the first time
     image.kernel, image.initrd
 
+    disk = compose(DiskSpec(packages=("curl",)), Silent())  # seconds the first time
+    disk.path, disk.format
+
 Names are imported when they are used: finding an image must not load what building one needs.
 """
 
@@ -14,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from microvm_guest.image.build import ImageSpec, build_image, prune
+    from microvm_guest.image.composition import DiskSpec, compose
+    from microvm_guest.image.cpio import File
+    from microvm_guest.image.disks import GuestDisk, disk_names, find_disk
     from microvm_guest.image.errors import (
         BuildError,
         CacheError,
@@ -25,7 +31,7 @@ if TYPE_CHECKING:
     )
     from microvm_guest.image.images import GuestImage, default_image
     from microvm_guest.image.layout import CacheLayout, cache_layout
-    from microvm_guest.image.listing import ListedImage, list_images
+    from microvm_guest.image.listing import ListedDisk, ListedImage, list_disks, list_images
     from microvm_guest.image.progress import Bar, Lines, Progress, Silent, progress_for
 
 _HOMES = {
@@ -33,12 +39,16 @@ _HOMES = {
     "BuildError": "errors",
     "CacheError": "errors",
     "CacheLayout": "layout",
+    "DiskSpec": "composition",
+    "File": "cpio",
+    "GuestDisk": "disks",
     "GuestImage": "images",
     "ImageDamaged": "errors",
     "ImageNotBuilt": "errors",
     "ImageSpec": "build",
     "KernelConfigError": "errors",
     "Lines": "progress",
+    "ListedDisk": "listing",
     "ListedImage": "listing",
     "Progress": "progress",
     "RequirementsMissing": "errors",
@@ -46,7 +56,11 @@ _HOMES = {
     "SourceUnavailable": "errors",
     "build_image": "build",
     "cache_layout": "layout",
+    "compose": "composition",
     "default_image": "images",
+    "disk_names": "disks",
+    "find_disk": "disks",
+    "list_disks": "listing",
     "list_images": "listing",
     "progress_for": "progress",
     "prune": "build",
@@ -57,12 +71,16 @@ __all__ = [
     "BuildError",
     "CacheError",
     "CacheLayout",
+    "DiskSpec",
+    "File",
+    "GuestDisk",
     "GuestImage",
     "ImageDamaged",
     "ImageNotBuilt",
     "ImageSpec",
     "KernelConfigError",
     "Lines",
+    "ListedDisk",
     "ListedImage",
     "Progress",
     "RequirementsMissing",
@@ -70,7 +88,11 @@ __all__ = [
     "SourceUnavailable",
     "build_image",
     "cache_layout",
+    "compose",
     "default_image",
+    "disk_names",
+    "find_disk",
+    "list_disks",
     "list_images",
     "progress_for",
     "prune",

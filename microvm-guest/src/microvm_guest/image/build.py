@@ -29,6 +29,7 @@ from microvm_guest.image.cache import (
     require_space,
 )
 from microvm_guest.image.cpio import archive
+from microvm_guest.image.disks import disk_names, read_line
 from microvm_guest.image.errors import (
     BuildError,
     ImageDamaged,
@@ -292,7 +293,8 @@ def prune(layout: CacheLayout, progress: Progress, *, everything: bool = False) 
     """Remove what `build_image` can make again; return the bytes that became free.
 
     The default image of this version of the package and its kernel stay, unless `everything`
-    is to go. Images of other versions, downloads and leftovers of killed builds go.
+    is to go, and so do disks that somebody gave a name. Images of other versions, other disks,
+    downloads and leftovers of killed builds go.
 
     Raises:
         CacheError: the cache can't be written.
@@ -302,7 +304,14 @@ def prune(layout: CacheLayout, progress: Progress, *, everything: bool = False) 
     with open_cache(layout, lambda text: progress.update(text, 0, 0)):
         before = _disk_use(layout.root)
         keep = set() if everything else _kept(layout)
-        for folder in (layout.images, layout.kernels, layout.pointers, layout.downloads):
+        for folder in (
+            layout.images,
+            layout.kernels,
+            layout.disks,
+            layout.names,
+            layout.pointers,
+            layout.downloads,
+        ):
             for path in sorted(folder.iterdir()):
                 if path in keep:
                     continue
@@ -323,6 +332,9 @@ def _kept(layout: CacheLayout) -> set[Path]:
         facts = image.manifest["kernel"]
         key = kernel_key(facts["recipe"], facts["source"], facts["version"])
         keep |= {image.path, layout.kernels / key, layout.pointer(image_recipe(arch))}
+    for disk_id, names in disk_names(layout).items():
+        keep |= {layout.disks / disk_id, *(layout.names / name for name in names)}
+        keep |= {path for path in layout.pointers.glob("disk-*") if read_line(path) == disk_id}
     return keep
 
 

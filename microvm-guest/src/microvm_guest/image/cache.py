@@ -87,16 +87,22 @@ class Cache:
 
     def point(self, recipe: str, image_id: str) -> None:
         """Make `image_id` the image to boot for `recipe`."""
-        pointer = self.layout.pointer(recipe)
+        self._write_line(self.layout.pointer(recipe), image_id)
+
+    def name(self, name: str, disk_id: str) -> None:
+        """Make `name` mean the disk of that id, and no other any more."""
+        self._write_line(self.layout.names / name, disk_id)
+
+    def _write_line(self, place: Path, text: str) -> None:
         # In place only when complete: readers take no lock.
         handle, name = tempfile.mkstemp(dir=self.layout.work)
         with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(image_id + "\n")
+            file.write(text + "\n")
             file.flush()
             os.fsync(file.fileno())
         Path(name).chmod(0o644)
-        Path(name).rename(pointer)
-        _sync(pointer.parent)
+        Path(name).rename(place)
+        _sync(place.parent)
 
 
 @contextmanager
@@ -121,7 +127,14 @@ def open_cache(layout: CacheLayout, waiting: Callable[[str], None]) -> Iterator[
             except BlockingIOError:
                 waiting(f"Another process builds in {layout.root}: waiting for it.")
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            for folder in (layout.pointers, layout.images, layout.kernels, layout.downloads):
+            for folder in (
+                layout.pointers,
+                layout.images,
+                layout.kernels,
+                layout.disks,
+                layout.names,
+                layout.downloads,
+            ):
                 folder.mkdir(exist_ok=True)
             if layout.work.exists():
                 remove_tree(layout.work)

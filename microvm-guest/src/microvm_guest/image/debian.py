@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -52,6 +52,14 @@ def parse_uris(package: str, text: str) -> Candidate | None:
     )
 
 
+def parse_all_uris(text: str) -> list[Candidate]:
+    """The same of several packages, each by the name in its file's name. Pure."""
+    found = (
+        parse_uris(match["name"].partition("_")[0], match[0]) for match in _URI_LINE.finditer(text)
+    )
+    return sorted((one for one in found if one is not None), key=lambda one: one.package)
+
+
 def version_of(filename: str) -> str:
     """The version in a package's file name."""
     return filename.split("_")[1].replace("%3a", ":")
@@ -88,9 +96,10 @@ def fetch(cache: Cache, package: str, progress: Progress) -> Path:
     if place.is_file() and place.stat().st_size == candidate.size:
         return place
     with cache.work_folder() as folder:
-        _download(candidate, folder, progress)
+        label = f"fetching {package} {version_of(candidate.filename)}"
+        download([package], folder, label, progress)
         fetched = folder / candidate.filename
-        _verify(fetched, candidate)
+        verify(fetched, candidate)
         fetched.rename(place)
     return place
 
@@ -105,8 +114,12 @@ def _candidate(package: str, empty: Path) -> Candidate | None:
         return None
 
 
-def _download(candidate: Candidate, folder: Path, progress: Progress) -> None:
-    label = f"fetching {candidate.package} {version_of(candidate.filename)}"
+def download(packages: Sequence[str], folder: Path, label: str, progress: Progress) -> None:
+    """Have apt put packages (``name`` or ``name=version``) into a folder.
+
+    Raises:
+        SourceUnavailable: it can't reach its servers.
+    """
     progress.update(label, 0, 100)
 
     def on_line(line: str) -> None:
@@ -119,7 +132,7 @@ def _download(candidate: Candidate, folder: Path, progress: Progress) -> None:
         argv += ["-o", "APT::Sandbox::User=root"]
     try:
         run(
-            [*argv, candidate.package],
+            [*argv, *packages],
             what=label,
             cwd=folder,
             on_line=on_line,
@@ -127,13 +140,17 @@ def _download(candidate: Candidate, folder: Path, progress: Progress) -> None:
         )
     except BuildError as error:
         raise SourceUnavailable(
-            f"apt could not fetch {candidate.package}: {error.message}",
+            f"apt could not fetch {', '.join(packages[:3])}: {error.message}",
             remedy=f"Is the network up? As root, apt-get update may help. {error.remedy}",
         ) from error
 
 
-def _verify(path: Path, candidate: Candidate) -> None:
-    """Apt has checked it against its signed lists; this is for the copy we keep."""
+def verify(path: Path, candidate: Candidate) -> None:
+    """Apt has checked it against its signed lists; this is for the copy we keep.
+
+    Raises:
+        SourceUnavailable: it is gone, or not what the lists have.
+    """
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

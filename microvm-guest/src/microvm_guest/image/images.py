@@ -110,7 +110,7 @@ def load_image(path: Path) -> GuestImage:
     return GuestImage(id=path.name, path=path, manifest=manifest)
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path, max_bytes: int = MAX_MANIFEST_BYTES) -> dict[str, Any]:
     """Read a JSON object of bounded size.
 
     Raises:
@@ -118,7 +118,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:
-            value = json.loads(file.read(MAX_MANIFEST_BYTES))
+            value = json.loads(file.read(max_bytes))
     except (OSError, ValueError, RecursionError) as error:
         raise ImageDamaged(f"{path} can't be read: {error}.", remedy=REBUILD) from error
     if not isinstance(value, dict):

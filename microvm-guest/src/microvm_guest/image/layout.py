@@ -4,7 +4,9 @@
 <root>/pointers/<recipe>         one line: the id of the image to boot for that recipe
 <root>/images/<id>/              manifest.json, vmlinux, bzImage, config, initrd.cpio
 <root>/kernels/<key>/            kernel.json, vmlinux, bzImage, config
-<root>/downloads/*.deb           kernel source, busybox
+<root>/disks/<id>/               disk.json, disk.erofs or another
+<root>/names/<name>              one line: the id of the disk that a user called so
+<root>/downloads/*.deb           kernel source, busybox, what disks are made of
 <root>/work/                     builds under way; leftovers of dead builders
 """
 
@@ -46,6 +48,16 @@ class CacheLayout:
     def kernels(self) -> Path:
         """Finished kernels, so that a new agent does not cost a new kernel."""
         return self.root / "kernels"
+
+    @property
+    def disks(self) -> Path:
+        """Finished disks, made of packages."""
+        return self.root / "disks"
+
+    @property
+    def names(self) -> Path:
+        """Which disk a name means."""
+        return self.root / "names"
 
     @property
     def downloads(self) -> Path:

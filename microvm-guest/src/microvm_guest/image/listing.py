@@ -1,4 +1,4 @@
-"""What images the cache holds, for `microvm image list`."""
+"""What images and disks the cache holds, for `microvm image list`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from microvm_guest.image.disks import GuestDisk, load_disk
 from microvm_guest.image.errors import ImageDamaged
 from microvm_guest.image.images import GuestImage, load_image
 from microvm_guest.image.recipe import image_recipe
@@ -58,6 +59,34 @@ def list_images(layout: CacheLayout, *, verify: bool = False) -> list[ListedImag
             )
         )
     return sorted(listed, key=lambda one: (not one.is_default, one.id))
+
+
+@attrs.frozen(kw_only=True)
+class ListedDisk:
+    """A folder among the disks, whole or not."""
+
+    id: str
+    path: Path
+    disk: GuestDisk | None
+    """None when it can't be read at all."""
+    damage: tuple[str, ...]
+    """One sentence for each thing wrong with it."""
+
+
+def list_disks(layout: CacheLayout, *, verify: bool = False) -> list[ListedDisk]:
+    """Every disk in the cache; see `list_images`."""
+    listed = []
+    for path in sorted(layout.disks.glob("*")):
+        disk = None
+        wrong: tuple[str, ...] = ()
+        try:
+            disk = load_disk(path)
+        except ImageDamaged as error:
+            wrong = (error.message,)
+        if disk is not None and verify:
+            wrong = tuple(damage(path, disk.manifest["files"]))
+        listed.append(ListedDisk(id=path.name, path=path, disk=disk, damage=wrong))
+    return listed
 
 
 def _target(pointer: Path) -> str | None:

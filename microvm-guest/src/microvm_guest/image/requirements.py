@@ -6,6 +6,7 @@ starts, so that everything missing is told at once.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
@@ -39,13 +40,26 @@ DEBIAN_PROGRAMS: Mapping[str, str] = {"apt-get": "apt", "dpkg-deb": "dpkg"}
 """To fetch kernel source and busybox from Debian. A host without them is no Debian, and is told
 of the ways to do without, not to install apt."""
 
+DISK_PROGRAMS: Mapping[str, Mapping[str, str]] = {
+    "erofs": {"mkfs.erofs": "erofs-utils"},
+    "ext4": {"mke2fs": "e2fsprogs", "debugfs": "e2fsprogs"},
+    "squashfs": {"mksquashfs": "squashfs-tools"},
+}
+"""To make a disk of packages, by its file system."""
+
 OPTIONAL_PROGRAMS: Mapping[str, str] = {"musl-gcc": "musl-tools", "busybox": "busybox-static"}
 """A smaller agent; a busybox that needs no download."""
 
 
 def debian_packages() -> tuple[str, ...]:
     """Every package that a complete build on Debian uses, optional ones too."""
-    tables = (KERNEL_PROGRAMS, KERNEL_HEADERS, DEBIAN_PROGRAMS, OPTIONAL_PROGRAMS)
+    tables = (
+        KERNEL_PROGRAMS,
+        KERNEL_HEADERS,
+        DEBIAN_PROGRAMS,
+        OPTIONAL_PROGRAMS,
+        *DISK_PROGRAMS.values(),
+    )
     return tuple(sorted({package for table in tables for package in table.values()}))
 
 
@@ -77,6 +91,12 @@ def check(
             packages=packages,
             remedy=f"Install with: {apt_install_line(packages)}",
         )
+
+
+def find_program(name: str) -> str | None:
+    """Where a program is; Debian keeps those that make file systems off users' PATH."""
+    places = (os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin")
+    return shutil.which(name, path=os.pathsep.join(places))
 
 
 def has_apt(which: Callable[[str], str | None] = shutil.which) -> bool:

@@ -1,0 +1,101 @@
+"""Putting packages' files into a folder of ours.
+
+What a name may be is decided by `tree`; here it is only done: each file is made anew in a folder
+that nobody else can write, below directories that this module made itself. Symbolic links come
+last, so there is none to follow.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from microvm_guest.image.cpio import Directory, File, Symlink
+from microvm_guest.image.errors import BuildError
+from microvm_guest.image.finishing import finish
+from microvm_guest.image.process import guarded
+from microvm_guest.image.tree import HardLink, Stored, Tree, TreeError
+from microvm_guest.image.untar import Content, TarError, members, reader
+
+if TYPE_CHECKING:
+    from microvm_guest.image.packages import Package
+    from microvm_guest.image.progress import Progress
+
+MAX_CONTENT_BYTES: Final = 8 << 30
+"""Of all files of a disk together."""
+
+
+def unpack(
+    packages: Iterable[Package], extra: Iterable[File], folder: Path, tree: Tree, progress: Progress
+) -> None:
+    """Fill an empty folder and its tree with packages, the user's files, and what scripts make.
+
+    Raises:
+        BuildError: a package is damaged, or contradicts another; the message names it.
+    """
+    listed = list(packages)
+    for number, package in enumerate(listed):
+        progress.update("unpacking the packages", number, len(listed))
+        try:
+            _unpack_one(package, folder, tree)
+        except (TarError, TreeError) as error:
+            raise BuildError(
+                f"{package.name} {package.version} can't be unpacked: {error}.",
+                remedy="Leave it out, or remove what it fetched (microvm image prune) and retry.",
+            ) from error
+    try:
+        for file in extra:
+            tree.put(Stored(file.name, file.mode, len(file.data)), "the files given")
+            _write(folder, file.name, iter([file.data]))
+        made = finish(tree, lambda name: (folder / name).read_bytes())
+        for file in made:
+            tree.put(Stored(file.name, file.mode, len(file.data)), "microvm")
+            _write(folder, file.name, iter([file.data]))
+    except TreeError as error:
+        raise BuildError(
+            f"The disk can't be put together: {error}.", remedy="Give the file another name."
+        ) from error
+
+
+def settle(folder: Path, tree: Tree) -> None:
+    """Make what is left, all but files: directories, links, and everything's mode."""
+    entries = list(tree.entries())
+    for entry in entries:
+        if isinstance(entry, Directory):
+            (folder / entry.name).mkdir(parents=True, exist_ok=True)
+    for entry in entries:
+        if isinstance(entry, HardLink):
+            os.link(folder / entry.target, folder / entry.name)
+    for entry in entries:
+        if isinstance(entry, Stored):
+            (folder / entry.name).chmod(entry.mode)
+        elif isinstance(entry, Symlink):
+            (folder / entry.name).symlink_to(entry.target)
+    # Last and from the bottom: one that may not be written would keep others out.
+    for entry in reversed(entries):
+        if isinstance(entry, Directory):
+            (folder / entry.name).chmod(entry.mode)
+    folder.chmod(0o755)
+
+
+def _unpack_one(package: Package, folder: Path, tree: Tree) -> None:
+    # The guard between us and dpkg-deb costs a fork; a builder that dies leaves nothing behind.
+    with guarded(["dpkg-deb", "--fsys-tarfile", str(package.deb)]) as process:
+        assert process.stdout is not None
+        for member, content in members(reader(process.stdout)):
+            file = tree.add(member, package.name)
+            if tree.total_bytes > MAX_CONTENT_BYTES:
+                raise TreeError(f"the disk would hold more than {MAX_CONTENT_BYTES >> 30} GiB")
+            if file is not None:
+                _write(folder, file.name, content)
+
+
+def _write(folder: Path, name: str, content: Content) -> None:
+    place = folder / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(place, flags, 0o600), "wb") as file:
+        for piece in content:
+            file.write(piece)
