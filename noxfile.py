@@ -31,8 +31,11 @@ PYTHONS = [nox.param(path, id=version) for version, path in pythons.found().item
 THIS_PYTHON = pythons.oldest()
 HOST_TESTS = "not linux_guest and not lab and not slow"
 """What is run on each Python; what is slow has a session of its own, on one."""
-LINUX_ON_KVM = ("-m", "lab or linux_guest", "tests/lab", "tests/guest")
+LINUX_ON_KVM = ("-m", "(lab or linux_guest) and not slow", "tests/lab", "tests/guest")
 """What boots Linux on our own VMM: the lab's tests, and the suite that `guest` runs under QEMU."""
+GUEST_TESTS = "linux_guest and not lab and not slow"
+GUEST_DISKS = ("python", "tools/guest_disks.py")
+"""Makes the disks that guests' tests start from, before they run."""
 LAB_SMOKE = ("microvm", "run", "--backend", "kvm", "--timing", "--", "uname", "-a")
 
 nox.needs_version = ">=2024.10.9"
@@ -171,7 +174,8 @@ def guest(session: nox.Session) -> None:
     session.install(*TEST_TOOLS)
     _install_ours(session, *DISTRIBUTIONS)
     session.run("microvm", "image", "build")
-    _pytest(session, "-m", "linux_guest and not lab")
+    session.run(*GUEST_DISKS)
+    _pytest(session, "-m", GUEST_TESTS)
 
 
 @contextmanager
@@ -220,6 +224,7 @@ def _debian_guest(session: nox.Session) -> dict[str, str]:
 def lab(session: nox.Session) -> None:
     """What needs a KVM that boots Linux, in a machine that has one in software."""
     _lab_ready(session)
+    session.run(*GUEST_DISKS)
     session.install(*TEST_TOOLS)
     out = Path(session.create_tmp()).resolve()
     # Hypothesis takes ten seconds to import in there, needed or not.
@@ -265,6 +270,7 @@ def kvm(session: nox.Session) -> None:
     _install_ours(session, *DISTRIBUTIONS)
     _pytest(session, "-m", "kvm", "microvm-kvm/tests")
     session.run("microvm", "image", "build")
+    session.run(*GUEST_DISKS)
     session.env["MICROVM_GUESTS_ON"] = "kvm"
     fit = "from microvm_kvm.plugin import probe; print(probe({}).usable)"
     if "True" in str(session.run("python", "-c", fit, silent=True)):

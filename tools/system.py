@@ -25,7 +25,7 @@ TESTS = ("gcc", "libc6-dev", "bzip2")
 LAB = ("qemu-system-x86", "busybox-static", "util-linux")
 """To run the lab (tools/lab); its kernel is fetched by the lab itself, and not installed."""
 IMAGE = debian_packages()
-"""To build the guest image: the kernel, the agent and the initramfs."""
+"""To build the guest image, the kernel, the agent and the initramfs; and disks of packages."""
 
 
 def require(session: nox.Session, *wanted: Iterable[str]) -> None:

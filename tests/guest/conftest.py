@@ -21,6 +21,11 @@ from microvm.plugins import installed_plugins
 from microvm.testing.census import Census
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent.parent))
+
+from tools import guest_disks  # noqa: E402
+
+from microvm_guest.image import GuestDisk, Silent, compose  # noqa: E402 - the path comes first
 
 SLOWER = 10 if os.environ.get("MICROVM_LAB") else 1
 """By how much more is to be waited: the lab's CPU is one in software."""
@@ -99,6 +104,12 @@ def vsock_peer(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def hostile_agent(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A static program that stands in for the agent and does as a script says."""
     return static_program("hostile_agent", tmp_path_factory.mktemp("hostile"))
+
+
+@pytest.fixture(scope="session")
+def system_disk() -> GuestDisk:
+    """A Debian with what the tests run in guests; the first time it takes half a minute."""
+    return compose(guest_disks.SYSTEM, Silent())
 
 
 @pytest.fixture

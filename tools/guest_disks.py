@@ -1,0 +1,37 @@
+"""Root file systems for the tests that boot guests: `python tools/guest_disks.py` makes them ready.
+
+The tests ask for the same, and get what is there: so nothing is fetched or built while they run,
+and none of it in the lab, which has no network.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path += [
+    str(Path(__file__).parent.parent / name / "src") for name in ("microvm-core", "microvm-guest")
+]
+
+from microvm_guest.image import DiskSpec, compose, progress_for
+
+PACKAGES = ("curl", "e2fsprogs", "fio", "iperf3", "iproute2", "iputils-ping", "mount")
+"""What the tests run in guests, beside what is essential to Debian."""
+
+SYSTEM = DiskSpec(packages=PACKAGES, name="guest-tests")
+"""For whatever a test does in a guest."""
+ROOTS = {
+    kind: DiskSpec(packages=("e2fsprogs",), format=kind, name=f"guest-tests-{kind}")
+    for kind in ("erofs", "ext4", "squashfs")
+}
+"""By file system: for what is about starting from it."""
+
+
+def main() -> None:
+    """Make all of them."""
+    for spec in (SYSTEM, *ROOTS.values()):
+        print(compose(spec, progress_for(sys.stderr)).path)
+
+
+if __name__ == "__main__":
+    main()
