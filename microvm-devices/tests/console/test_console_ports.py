@@ -1,0 +1,278 @@
+"""Named ports as streams: openings, closings, and what is on its way meanwhile."""
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from microvm.errors import ConfigError, GuestGone
+from microvm_devices.console import plugin
+from microvm_devices.console.control import Event
+from microvm_devices.console.device import ConsoleDevice
+from microvm_devices.console.testing import GuestConsole
+
+AGENT, LOG = 1, 2
+OPEN = Event.PORT_OPEN
+
+
+@asynccontextmanager
+async def driven() -> AsyncIterator[tuple[ConsoleDevice, GuestConsole]]:
+    """A console with two ports whose driver has set it up."""
+    console = plugin.create({"ports": ["agent", "log"]})
+    assert isinstance(console, ConsoleDevice)
+    guest = GuestConsole(console)
+    async with console.lifespan(), guest.driving():
+        await guest.set_up()
+        yield console, guest
+
+
+async def quiet() -> None:
+    await trio.testing.wait_all_tasks_blocked()
+
+
+# --- data --------------------------------------------------------------------------------------
+
+
+async def test_bytes_go_both_ways_each_port_by_itself() -> None:
+    async with (
+        driven() as (console, guest),
+        console.open_port("agent") as agent,
+        console.open_port("log") as log,
+    ):
+        assert sorted(await guest.hear()) == [(AGENT, OPEN, 1), (LOG, OPEN, 1)]
+        for number in (AGENT, LOG):
+            await guest.open(number)
+        await guest.print(b"to the agent", AGENT)
+        await guest.print(b"to the log", LOG)
+        await agent.send_all(b"from the agent")
+        assert await agent.receive_some(100) == b"to the agent"
+        assert await log.receive_some(100) == b"to the log"
+        assert await guest.read(AGENT, 14) == b"from the agent"
+
+
+async def test_a_mebibyte_each_way_arrives_whole() -> None:
+    data = bytes(range(256)) * 4096
+    async with driven() as (console, guest), console.open_port("agent") as agent:
+        guest.rx_bytes = 4096
+        await guest.open(AGENT)
+
+        async def send() -> None:
+            for begin in range(0, len(data), 5000):
+                await guest.print(data[begin : begin + 5000], AGENT)
+            await guest.close(AGENT)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(agent.send_all, data)
+            assert await guest.read(AGENT, len(data)) == data
+            nursery.start_soon(send)
+            got = b""
+            async for part in agent:
+                got += part
+    assert got == data
+    counters = console.counters()
+    assert (counters["sent_bytes"], counters["received_bytes"]) == (len(data), len(data))
+    assert counters["dropped_bytes"] == 0
+
+
+async def test_what_the_host_does_not_take_stays_with_the_guest() -> None:
+    async with driven() as (console, guest), console.open_port("agent") as agent:
+        await guest.open(AGENT)
+        transmit = guest.port(AGENT)[1]
+        for _ in range(16):
+            transmit.add([bytes(100_000)])
+        transmit.kick()
+        await quiet()
+        used = len(transmit.used())
+        assert used < 16
+        taken = 0
+        while taken < 1_600_000:
+            taken += len(await agent.receive_some(1 << 20))
+        await quiet()
+        assert used + len(transmit.used()) == 16
+
+
+async def test_a_guest_that_has_not_opened_the_port_gets_nothing_yet() -> None:
+    async with driven() as (console, guest), console.open_port("agent") as agent:
+        await agent.send_all(b"early")
+        guest.offer(AGENT)
+        await quiet()
+        assert guest.port(AGENT)[0].used() == []
+        await guest.open(AGENT)
+        assert await guest.read(AGENT, 5) == b"early"
+
+
+# --- openings and closings ---------------------------------------------------------------------
+
+
+async def test_the_guests_closing_is_the_streams_end_behind_its_last_byte() -> None:
+    async with driven() as (console, guest), console.open_port("agent") as agent:
+        await guest.open(AGENT)
+        transmit = guest.port(AGENT)[1]
+        transmit.add([b"last words"])
+        await guest.close(AGENT)
+        transmit.kick()
+        assert await agent.receive_some(100) == b"last words"
+        assert await agent.receive_some(100) == b""
+        assert (AGENT, OPEN, 0) in await guest.hear()
+        async with console.open_port("agent") as anew:
+            await guest.open(AGENT)
+            await guest.print(b"again", AGENT)
+            assert await anew.receive_some(100) == b"again"
+
+
+async def test_the_hosts_closing_is_told_and_the_port_is_free_again() -> None:
+    async with driven() as (console, guest):
+        async with console.open_port("agent") as agent:
+            await guest.open(AGENT)
+            await agent.send_all(b"bye")
+        assert await guest.read(AGENT, 3) == b"bye"
+        assert [message for message in await guest.hear() if message[0] == AGENT] == [
+            (AGENT, OPEN, 1),
+            (AGENT, OPEN, 0),
+        ]
+        async with console.open_port("agent") as anew:
+            await anew.send_all(b"hello")
+            assert await guest.read(AGENT, 5) == b"hello"
+
+
+async def test_a_host_that_ends_its_sending_still_hears_the_answer() -> None:
+    async with driven() as (console, guest), console.open_port("agent") as agent:
+        await guest.open(AGENT)
+        await agent.send_all(b"question")
+        await agent.send_eof()
+        assert await guest.read(AGENT, 8) == b"question"
+        await quiet()
+        await guest.print(b"answer", AGENT)
+        assert await agent.receive_some(100) == b"answer"
+        await guest.close(AGENT)
+        assert await agent.receive_some(100) == b""
+
+
+async def test_what_is_sent_to_a_stream_that_is_gone_is_dropped_and_counted() -> None:
+    async with driven() as (console, guest):
+        async with console.open_port("agent"):
+            await guest.open(AGENT)
+        await quiet()
+        await guest.print(b"to nobody", AGENT)
+        assert console.counters()["dropped_bytes"] == 9
+
+
+async def test_what_was_sent_while_nobody_was_there_waits_and_ends_if_its_sender_has() -> None:
+    async with driven() as (console, guest):
+        await guest.open(AGENT)
+        transmit = guest.port(AGENT)[1]
+        transmit.add([b"result"])
+        transmit.kick()
+        await guest.close(AGENT)
+        async with console.open_port("agent") as agent:
+            assert await agent.receive_some(100) == b"result"
+            assert await agent.receive_some(100) == b""
+
+
+async def test_a_guest_that_had_come_and_gone_in_silence_ends_no_stream() -> None:
+    async with driven() as (console, guest):
+        await guest.open(AGENT)
+        await guest.close(AGENT)
+        async with console.open_port("agent") as agent:
+            await quiet()
+            await guest.open(AGENT)
+            await guest.print(b"now", AGENT)
+            assert await agent.receive_some(100) == b"now"
+
+
+async def test_a_new_program_of_the_guest_is_not_taken_for_the_one_that_had_gone() -> None:
+    """Its opening comes by another queue than its data, which the device may see first."""
+    async with driven() as (console, guest):
+        await guest.open(AGENT)
+        await guest.close(AGENT)
+        async with console.open_port("agent") as agent:
+            await quiet()
+            control, transmit = guest.queues[3], guest.port(AGENT)[1]
+            control.add([(AGENT).to_bytes(4, "little") + b"\6\0\1\0"])
+            transmit.add([b"new"])
+            transmit.kick()  # and the doorbell of the control queue not yet
+            assert await agent.receive_some(100) == b"new"
+            await quiet()
+            control.kick()
+            await guest.print(b"er", AGENT)
+            assert await agent.receive_some(100) == b"er"
+
+
+async def test_a_port_has_one_stream_and_a_console_its_ports() -> None:
+    async with driven() as (console, _guest), console.open_port("agent"):
+        with pytest.raises(ConfigError, match="open already"):
+            console.open_port("agent")
+        with pytest.raises(ConfigError, match="It has agent, log"):
+            console.open_port("gent")
+
+
+async def test_after_the_machine_streams_are_at_their_end_and_none_is_opened() -> None:
+    async with driven() as (console, guest):
+        stream = console.open_port("agent")
+        await guest.open(AGENT)
+        await guest.print(b"last", AGENT)
+    async with stream:
+        assert await stream.receive_some(100) == b"last"
+        assert await stream.receive_some(100) == b""
+    with pytest.raises(GuestGone):
+        console.open_port("agent")
+
+
+# --- resets and pauses -------------------------------------------------------------------------
+
+
+async def test_a_reset_ends_the_streams_that_the_guest_had_to_do_with_and_no_others() -> None:
+    console = plugin.create({"ports": ["agent", "log"]})
+    guest = GuestConsole(console)
+    async with (
+        console.lifespan(),
+        console.open_port("agent") as agent,
+        console.open_port("log") as log,
+    ):
+        await log.send_all(b"for whoever comes")
+        async with guest.driving():
+            await guest.set_up()
+            await guest.open(AGENT)
+        async with guest.driving():
+            assert await agent.receive_some(100) == b""
+            await guest.set_up()
+            await guest.open(LOG)
+            assert await guest.read(LOG, 17) == b"for whoever comes"
+
+
+async def test_a_pause_loses_and_repeats_nothing() -> None:
+    console = plugin.create({"ports": ["agent"]})
+    guest = GuestConsole(console)
+    data = bytes(range(256)) * 2000
+    async with console.lifespan(), console.open_port("agent") as agent:
+        async with guest.driving():
+            await guest.set_up()
+            await guest.open(AGENT)
+            for begin in range(0, len(data), 100_000):
+                guest.port(AGENT)[1].add([data[begin : begin + 100_000]])
+            await agent.send_all(b"x" * 200)
+            guest.offer(AGENT, count=2)
+        got = b""
+        while len(got) < len(data):
+            async with guest.driving(resume=True):
+                got += await agent.receive_some(150_000)
+        assert got == data
+        async with guest.driving(resume=True):
+            assert await guest.read(AGENT, 200) == b"x" * 200
+
+
+async def test_a_host_without_sockets_is_told_what_to_do(monkeypatch) -> None:
+    async with driven() as (console, _guest):
+
+        def refuse() -> None:
+            raise OSError(24, "Too many open files")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "socketpair", refuse)
+            with pytest.raises(Exception, match="ulimit -n"):
+                console.open_port("agent")
+        async with console.open_port("agent"):
+            pass
