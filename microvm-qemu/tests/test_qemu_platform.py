@@ -484,7 +484,7 @@ async def test_a_qemu_that_starts_when_we_are_gone_already_gives_up_itself(
     plan = plan_of(micro_kernel("spin"), [VSOCK])
     cables = Cables(1)
     argv = platform._argv(plan, cables)
-    for end in (cables.monitor, cables.console, cables.stderr, *cables.devices):
+    for end in (cables.monitor, cables.console, cables.stderr, await cables.device(0)):
         end.close()
     async with held_process(argv, pass_fds=cables.inherited, stderr=cables.far_stderr) as process:
         cables.close()

@@ -272,6 +272,20 @@ def test_rings_enabled_all_along_wait_for_their_kicks(vmm: FrontEnd) -> None:
     assert vmm.session.take_plan() is not None
 
 
+def test_rings_that_were_enabled_before_any_was_complete_run_together(vmm: FrontEnd) -> None:
+    """As QEMU does for a network card."""
+    for index in range(2):
+        vmm.enable(index)
+    vmm.features()
+    vmm.memory()
+    vmm.ring(0)
+    assert vmm.session.take_plan() is None
+    vmm.ring(1)
+    plan = vmm.session.take_plan()
+    assert plan is not None
+    assert len(plan.rings) == 2
+
+
 def test_new_memory_under_a_running_device_gives_a_new_run_where_the_old_one_stood(
     vmm: FrontEnd,
 ) -> None:

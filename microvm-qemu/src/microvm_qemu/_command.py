@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from microvm.config import MAX_CMDLINE_BYTES, ConfigProblem
-from microvm_qemu._devices import FRONT_ENDS, device_arguments
+from microvm_qemu._devices import FRONT_ENDS, device_arguments, escape_value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,11 +58,11 @@ program. Costs nothing measurable."""
 
 @attrs.frozen(kw_only=True)
 class Wiring:
-    """Descriptors that QEMU inherits, by number."""
+    """What QEMU is joined to: descriptors that it inherits, by number, and sockets by name."""
 
     monitor: int
     console: int
-    devices: tuple[int, ...]
+    devices: tuple[int | str, ...]
     """One a device of the plan, in its order."""
 
 
@@ -189,11 +189,11 @@ def qemu_arguments(
         "-global",
         "virtio-mmio.force-legacy=false",
     ]
-    for index, (attached, fd, bus) in enumerate(
+    for index, (attached, end, bus) in enumerate(
         zip(plan.devices, wiring.devices, BUS_NUMBERS, strict=False)
     ):
         chardev = f"device{index}"
-        arguments += _socket(chardev, fd)
+        arguments += _socket(chardev, end)
         arguments += device_arguments(
             attached.device,
             chardev=chardev,
@@ -207,5 +207,6 @@ def qemu_arguments(
     return [*arguments, *options.extra_args]
 
 
-def _socket(name: str, fd: int) -> Sequence[str]:
-    return ("-chardev", f"socket,id={name},fd={fd}")
+def _socket(name: str, end: int | str) -> Sequence[str]:
+    where = f"fd={end}" if isinstance(end, int) else f"path={escape_value(end)}"
+    return ("-chardev", f"socket,id={name},{where}")

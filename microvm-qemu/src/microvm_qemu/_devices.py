@@ -32,6 +32,9 @@ FS_CONFIG_BYTES: Final = FS_TAG_BYTES + 4
 """struct virtio_fs_config: tag[36], le32 num_request_queues (virtio 1.2, 5.11.4)."""
 
 
+CONNECTING: Final = frozenset({DeviceType.NET})
+"""Those whose connection QEMU must have made itself, by a name."""
+
 NET_CONFIG: Final = struct.Struct("<6sHHH")
 """struct virtio_net_config up to mtu: mac, status, max_virtqueue_pairs, mtu (5.1.4)."""
 NET_F_CTRL_MAC_ADDR: Final = 1 << 23

@@ -30,7 +30,6 @@ from microvm_qemu._monitor import Monitor
 from microvm_qemu._outcome import Evidence, decide, refusal
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Mapping
 
     from trio.socket import SocketType
@@ -126,8 +125,6 @@ class QemuMachine(RunningMachine):
     async def open_console(self) -> trio.SocketStream:
         """As `RunningMachine.open_console`."""
         await trio.lowlevel.checkpoint()
-        if self._consoles is None:
-            raise GuestGone("The machine has ended.")
         return open_client(self._consoles, self._hub, self._type)
 
     def console_counters(self) -> Mapping[str, int]:
@@ -153,10 +150,10 @@ class QemuMachine(RunningMachine):
 
     async def _watch(self) -> None:
         async with trio.open_nursery() as nursery:
-            for attached, sock, counts in zip(
-                self._devices, self._cables.devices, self._signals, strict=True
+            for index, (attached, counts) in enumerate(
+                zip(self._devices, self._signals, strict=True)
             ):
-                nursery.start_soon(self._serve, attached, sock, counts)
+                nursery.start_soon(self._serve, attached, index, counts)
             nursery.start_soon(self._read_console, nursery)
             nursery.start_soon(self._read_stderr)
             nursery.start_soon(self._read_monitor, nursery)
@@ -200,12 +197,11 @@ class QemuMachine(RunningMachine):
 
     # --- tasks ---------------------------------------------------------------------------
 
-    async def _serve(
-        self, attached: AttachedDevice, sock: socket.socket, counts: SignalCounts
-    ) -> None:
+    async def _serve(self, attached: AttachedDevice, index: int, counts: SignalCounts) -> None:
         # QEMU takes 20 ms to come here: time to import in.
         from microvm.virtio.vhost_user import serve_vhost_user
 
+        sock = await self._cables.device(index)
         try:
             await serve_vhost_user(sock, attached.device, counts)
         except BackendError as error:

@@ -14,6 +14,7 @@ from microvm.errors import BackendError, ConfigError
 from microvm.memory import host_mem_mib
 from microvm_qemu import _host
 from microvm_qemu._command import kernel_words, problems_with, qemu_arguments
+from microvm_qemu._devices import CONNECTING
 from microvm_qemu._launcher import dying_with_parent
 from microvm_qemu._process import HeldProcess, finish
 from microvm_qemu._wiring import Cables
@@ -105,7 +106,8 @@ class QemuPlatform(HostedPlatform):
         if problems:
             raise ConfigError("QEMU can't run the machine as described:", problems=problems)
         with ExitStack() as undo:
-            cables = undo.enter_context(closing(Cables(len(plan.devices))))
+            named = [i for i, d in enumerate(plan.devices) if d.device.device_id in CONNECTING]
+            cables = undo.enter_context(closing(Cables(len(plan.devices), named)))
             process = HeldProcess(
                 self._argv(plan, cables), pass_fds=cables.inherited, stderr=cables.far_stderr
             )

@@ -4,7 +4,7 @@ A `Session` takes decoded messages and answers with replies and with plans; it d
 server asks `stops` before each message and, if so, ends the device's run and reports where its
 rings stood; then `receive`; then it looks whether `take_plan` has a run to start.
 
-A ring is *named* by any of NUM, ADDR, BASE and KICK; it is *complete* with size, addresses and
+A ring is *named* by any of NUM, ADDR, BASE, KICK and being enabled; it is *complete* with size, addresses and
 a kick; it is *enabled* by ENABLE, or from the start where PROTOCOL_FEATURES was not taken
 ("Ring states"). The rule of activation:
 
@@ -13,8 +13,10 @@ a kick; it is *enabled* by ENABLE, or from the start where PROTOCOL_FEATURES was
 
 Why so: a device gets all its rings at once and keeps them, but the protocol speaks of one ring
 at a time and never says how many there will be. A front end completes all rings before it
-enables the first, so that naming has ended when enabling begins. An old one that does not enable
-(QEMU up to 7.1) gives each ring its call at the very beginning, long before their addresses.
+enables the first, so that naming has ended when enabling begins; or, as QEMU does for a network
+card, it enables all that the driver will use before it completes the first. An old one that does
+not enable (QEMU up to 7.1) gives each ring its call at the very beginning, long before their
+addresses.
 The document starts a ring at its first kick; we take the arrival of the kick descriptor for it,
 as others do, since a device has things to tell (vsock: a host's connection) before the driver
 first kicks the ring that answers.
@@ -310,7 +312,9 @@ def _replace(ring: Ring, name: str, handle: Handle | None) -> None:
 def _set_vring_enable(session: Session, payload: VringState, fds: _Fds) -> None:
     if payload.num > 1:
         raise BackendError(f"SET_VRING_ENABLE with {payload.num}: neither 0 nor 1.")
-    _ring(session, payload.index).enabled = bool(payload.num)
+    ring = _ring(session, payload.index)
+    ring.enabled = bool(payload.num)
+    ring.named = ring.named or ring.enabled
 
 
 def _set_backend_req_fd(session: Session, payload: ChannelFd, fds: _Fds) -> None:
