@@ -1,0 +1,1 @@
+"""SOCKS5 on both sides of a guest: through it, and out of it."""
