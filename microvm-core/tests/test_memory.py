@@ -170,6 +170,14 @@ def test_a_slice_that_is_kept_keeps_its_mapping_and_never_dangles() -> None:
     mapping.close()
 
 
+def test_a_view_tells_where_it_is(two_regions: GuestMemory) -> None:
+    for address in (0x1000, 0x1FFF, 0x4000, 0x4321):
+        assert two_regions.address_of(two_regions.slice(address, 1)) == address
+    assert two_regions.address_of(two_regions.slice(0x1000, 0x1000)[16:]) == 0x1010
+    with pytest.raises(ValueError, match="no view"):
+        two_regions.address_of(memoryview(bytearray(16)))
+
+
 # --- giving memory back ----------------------------------------------------------------------
 
 PAGE = mmap.PAGESIZE

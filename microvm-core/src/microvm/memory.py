@@ -240,6 +240,19 @@ class GuestMemory:
             raise ValueError(f"{address:#x} is not aligned to two bytes.")
         return self.slice(address, 2).cast("H")
 
+    def address_of(self, view: memoryview) -> int:
+        """The guest physical address of what `slice` or `slices` gave out, or of a part of it.
+
+        Raises:
+            ValueError: it is no view of this memory.
+        """
+        where = _host_address(view)
+        for region in self._regions:
+            offset = where - _host_address(region.view)
+            if offset >= 0 and offset + len(view) <= len(region.view):
+                return region.start + offset
+        raise ValueError("That is no view of this guest's memory.")
+
     def discard(self, address: int, length: int) -> int:
         """Give the whole pages within a range back to the host.
 
@@ -270,6 +283,13 @@ class GuestMemory:
         self._spans = ()
         for region in self._regions:
             region.view.release()
+
+
+def _host_address(view: memoryview) -> int:
+    import ctypes
+
+    # SAFETY: the address is compared with others, and never followed.
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
 
 
 def host_mem_mib() -> int:

@@ -8,6 +8,7 @@ import tracemalloc
 
 import pytest
 import trio
+import trio.lowlevel
 import trio.testing
 
 from microvm.consoles.hub import TAP_BYTES
@@ -129,7 +130,7 @@ async def test_a_cancellation_passes_by_a_reader_who_does_not_read() -> None:
         async with console.lifespan(), await console.open_console():
             for _ in range(10):
                 console.hub.feed(bytes(100_000))
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
             await trio.sleep_forever()
     assert scope.cancelled_caught
 
