@@ -11,6 +11,7 @@
 #include "clock.h"
 #include "exec.h"
 #include "fields.h"
+#include "network.h"
 #include "users.h"
 #include "wire.h"
 
@@ -177,9 +178,14 @@ uint32_t launch_start(struct launch *launch, const char **why)
     };
     plan.err = pipes.err[1] >= 0 ? pipes.err[1] : plan.out;
     exec_prepare(&plan, launch->fields, launch->fields_length);
-    pid_t pid = launch->ordinary ? vfork() : fork();
-    if (pid == 0)
+    /* one that waits must not have its parent wait too, as vfork(2) does */
+    bool early = network_pending();
+    pid_t pid = launch->ordinary && !early ? vfork() : fork();
+    if (pid == 0) {
+        if (early)
+            network_wait();
         exec_command(&plan);
+    }
     if (pid < 0) {
         *why = strerror(errno);
         close_plumbing(&pipes, true);

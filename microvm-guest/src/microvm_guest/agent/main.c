@@ -23,6 +23,7 @@
 #include "connection.h"
 #include "forward.h"
 #include "loop.h"
+#include "network.h"
 #include "shutdown.h"
 #include "system.h"
 #include "vsock.h"
@@ -125,6 +126,8 @@ int main(int argc, char **argv)
         system_set_up();
     system_open_stdio();
     system_raise_limits();
+    if (process_1)
+        network_begin();
     shutdown_owns(process_1);
     clock_own(on_vsock);
     prctl(PR_SET_CHILD_SUBREAPER, 1);

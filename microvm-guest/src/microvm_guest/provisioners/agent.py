@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import string
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from microvm.abc import GuestChannels, GuestLink, Provisioner
 from microvm.config import BootSource, MachineConfig
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 # process is launched, and the rest of the imports cost nothing while that and the guest start.
 
 
+NOBODY_THERE: Final = ("null", "loopback")
+"""Net backends with nobody at the other end who could give an address."""
+
+
 class AgentProvisioner(Provisioner):
     """Boots the image that `microvm image build` made, and speaks to the agent in it."""
 
@@ -38,14 +42,20 @@ class AgentProvisioner(Provisioner):
         return BootSource(kernel=image.kernel, initrd=image.initrd)
 
     def kernel_cmdline(self, config: MachineConfig) -> Sequence[str]:
-        """Which disk the agent is to enter.
+        """Which disk the agent is to enter, and which networks to ask for an address.
 
         Core's own ``root=`` is not enough: a kernel that starts the agent's initramfs never heeds
         it, and the agent as process 1 of a container reads the host's.
         """
         letters = string.ascii_lowercase
         drives = zip(letters, config.drives, strict=False)
-        return [f"microvm.root=/dev/vd{letter}" for letter, drive in drives if drive.root]
+        words = [f"microvm.root=/dev/vd{letter}" for letter, drive in drives if drive.root]
+        asked = [
+            f"eth{index}"
+            for index, net in enumerate(config.nets)
+            if net.backend not in NOBODY_THERE
+        ]
+        return [*words, f"microvm.dhcp={','.join(asked)}"] if asked else words
 
     @asynccontextmanager
     async def attach(self, channels: GuestChannels) -> AsyncIterator[AgentLink]:

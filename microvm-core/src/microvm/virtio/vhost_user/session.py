@@ -4,8 +4,8 @@ A `Session` takes decoded messages and answers with replies and with plans; it d
 server asks `stops` before each message and, if so, ends the device's run and reports where its
 rings stood; then `receive`; then it looks whether `take_plan` has a run to start.
 
-A ring is *named* by any of NUM, ADDR, BASE, KICK and being enabled; it is *complete* with size, addresses and
-a kick; it is *enabled* by ENABLE, or from the start where PROTOCOL_FEATURES was not taken
+A ring is *named* by any of NUM, ADDR, BASE, KICK and being enabled; it is *complete* with size,
+addresses and a kick; it is *enabled* by ENABLE, or from the start where PROTOCOL_FEATURES was not taken
 ("Ring states"). The rule of activation:
 
     The device runs when features and memory are known and the named rings are 0 to n, all
