@@ -20,6 +20,7 @@ from microvm_devices.blk.layout import (
     T_GET_ID,
     T_IN,
     T_OUT,
+    T_WRITE_ZEROES,
 )
 from microvm_devices.blk.request import PENDING, Request, read_segments
 
@@ -71,16 +72,19 @@ class Executor:
             request.status = S_OK
             return True
         if type_ == T_GET_ID:
-            answer = self._device_id[: request.length]
-            done = 0
-            for view in request.data:
-                part = answer[done : done + len(view)]
-                view[: len(part)] = part
-                done += len(part)
-            request.written = done
-            request.status = S_OK
+            self._give_id(request)
             return True
         return False
+
+    def _give_id(self, request: Request) -> None:
+        answer = self._device_id[: request.length]
+        done = 0
+        for view in request.data:
+            part = answer[done : done + len(view)]
+            view[: len(part)] = part
+            done += len(part)
+        request.written = done
+        request.status = S_OK
 
     def execute(self, requests: Sequence[Request], ends: Callable[[], bool]) -> None:
         """Serve requests one after the other. May block.
@@ -105,6 +109,8 @@ class Executor:
                 elif request.type == T_FLUSH:
                     self._latch.flush()
                     request.status = S_OK
+                elif request.type == T_GET_ID:
+                    self._give_id(request)
                 else:
                     # Noted before it is tried: an error may come when a part is written.
                     changing.append(request)
@@ -159,7 +165,7 @@ class Executor:
 
     def _tell(self, request: Request, error: OSError) -> None:
         """Log the first error of its kind; later ones are counted."""
-        what = _NAMES.get(request.type, "discard")
+        what = _NAMES[request.type]
         kind = (what, error.errno)
         if kind not in self._told:
             self._told.add(kind)
@@ -173,7 +179,13 @@ class Executor:
             )
 
 
-_NAMES = {T_IN: "a read", T_OUT: "a write", T_FLUSH: "a flush", T_DISCARD: "a discard"}
+_NAMES = {
+    T_IN: "a read",
+    T_OUT: "a write",
+    T_FLUSH: "a flush",
+    T_DISCARD: "a discard",
+    T_WRITE_ZEROES: "a write of zeros",
+}
 
 
 def pieces(
