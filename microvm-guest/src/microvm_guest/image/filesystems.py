@@ -70,7 +70,7 @@ def make(kind: str, content: Content, output: Path, progress: Progress) -> None:
 
 def tool_versions(kind: str) -> dict[str, str]:
     """The version of each program that makes images of that kind."""
-    options = {"mkfs.erofs": "--help", "mksquashfs": "-version"}
+    options = {"mksquashfs": "-version"}
     return {name: _version(name, options.get(name, "-V")) for name in DISK_PROGRAMS[kind]}
 
 
@@ -185,7 +185,7 @@ def _run(
 
 
 def _version(name: str, option: str) -> str:
-    """From the first line that has one; of these programs some call asking for it a mistake."""
+    """From the first line that has one; erofs-utils before 1.7 calls asking for it a mistake."""
     with guarded([find_program(name) or name, option]) as process:
         assert process.stdout is not None
         for line in lines(process.stdout):

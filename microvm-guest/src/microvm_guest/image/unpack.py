@@ -28,9 +28,23 @@ MAX_CONTENT_BYTES: Final = 8 << 30
 
 
 def unpack(
-    packages: Iterable[Package], extra: Iterable[File], folder: Path, tree: Tree, progress: Progress
+    packages: Iterable[Package],
+    extra: Iterable[File],
+    folder: Path,
+    tree: Tree,
+    progress: Progress,
+    *,
+    max_bytes: int = MAX_CONTENT_BYTES,
 ) -> None:
     """Fill an empty folder and its tree with packages, the user's files, and what scripts make.
+
+    Args:
+        packages: In the order in which they say what directories are like.
+        extra: Files of the user's.
+        folder: Nobody else may be able to enter it: set-user-ID programs will lie in it.
+        tree: Gets every entry.
+        progress: Told after each package.
+        max_bytes: Bound on all files' contents, as their headers tell it beforehand.
 
     Raises:
         BuildError: a package is damaged, or contradicts another; the message names it.
@@ -39,7 +53,7 @@ def unpack(
     for number, package in enumerate(listed):
         progress.update("unpacking the packages", number, len(listed))
         try:
-            _unpack_one(package, folder, tree)
+            _unpack_one(package, folder, tree, max_bytes)
         except (TarError, TreeError) as error:
             raise BuildError(
                 f"{package.name} {package.version} can't be unpacked: {error}.",
@@ -80,14 +94,14 @@ def settle(folder: Path, tree: Tree) -> None:
     folder.chmod(0o755)
 
 
-def _unpack_one(package: Package, folder: Path, tree: Tree) -> None:
+def _unpack_one(package: Package, folder: Path, tree: Tree, max_bytes: int) -> None:
     # The guard between us and dpkg-deb costs a fork; a builder that dies leaves nothing behind.
     with guarded(["dpkg-deb", "--fsys-tarfile", str(package.deb)]) as process:
         assert process.stdout is not None
         for member, content in members(reader(process.stdout)):
             file = tree.add(member, package.name)
-            if tree.total_bytes > MAX_CONTENT_BYTES:
-                raise TreeError(f"the disk would hold more than {MAX_CONTENT_BYTES >> 30} GiB")
+            if tree.total_bytes > max_bytes:
+                raise TreeError(f"the disk would hold more than {max_bytes >> 20} MiB")
             if file is not None:
                 _write(folder, file.name, content)
 
