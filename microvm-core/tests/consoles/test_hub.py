@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from microvm.consoles.client import open_client
+from microvm.consoles.client import ConsoleDoor, Send
 from microvm.consoles.hub import TAP_BYTES, ConsoleHub
 from microvm.testing.census import Census
 
@@ -16,6 +16,12 @@ MIB = 1 << 20
 def hub_here() -> ConsoleHub:
     """Fed on the trio thread."""
     return ConsoleHub(lambda call: call())
+
+
+def joined(nursery: trio.Nursery, hub: ConsoleHub, send: Send) -> trio.SocketStream:
+    door = ConsoleDoor(hub, send)
+    door.serve_in(nursery)
+    return door.open()
 
 
 async def test_a_reader_begins_with_what_is_kept() -> None:
@@ -103,7 +109,7 @@ async def test_a_client_reads_and_types_and_its_end_ends_it() -> None:
 
     async with trio.open_nursery() as nursery:
         hub.feed(b"login: ")
-        stream = open_client(nursery, hub, take)
+        stream = joined(nursery, hub, take)
         assert await stream.receive_some() == b"login: "
         await stream.send_all(b"root\n")
         await wait_all_tasks_blocked()
@@ -121,7 +127,7 @@ async def test_a_client_of_a_guest_that_does_not_read_holds_up_nobody() -> None:
         await trio.sleep_forever()
 
     async with trio.open_nursery() as nursery:
-        stream = open_client(nursery, hub, never)
+        stream = joined(nursery, hub, never)
         with trio.move_on_after(0.1) as scope:
             while True:
                 await stream.send_all(bytes(64 * 1024))
@@ -147,7 +153,7 @@ async def test_every_client_gets_everything(clients: int) -> None:
 
     async with trio.open_nursery() as nursery:
         for _ in range(clients):
-            nursery.start_soon(read, open_client(nursery, hub, nothing))
+            nursery.start_soon(read, joined(nursery, hub, nothing))
         await wait_all_tasks_blocked()
         hub.feed(b"x" * 100_000)
         hub.finish()

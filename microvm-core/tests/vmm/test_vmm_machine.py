@@ -629,3 +629,61 @@ async def test_a_guest_that_resets_its_device_all_the_time_is_paused_and_ended_a
         machine = machine_on(*[beginning_and_resetting_its_device] * 2, devices=[UPPER])
         with trio.fail_after(WITHIN_S), trio.move_on_after(chance.random() * 0.02):
             await live(machine)
+
+
+# --- the console and what is counted -----------------------------------------------------------
+
+
+def echoing(vcpu):
+    """Prints what it reads on its serial port, until that is a line."""
+    yield from printed("> ")
+    yield PioWrite(layout.COM1 + 2, 1, b"\x01")
+    while True:
+        status = yield PioRead(layout.COM1 + 5, 1)
+        if status[0] & 1:
+            byte = yield PioRead(layout.COM1, 1)
+            yield PioWrite(layout.COM1, 1, byte)
+            if byte == b"\n":
+                yield I8042_RESET
+
+
+async def test_what_is_typed_is_read_at_the_serial_port(machine_on, leaves_nothing) -> None:
+    line = b"a line that is longer than the port's FIFO holds at once\n"
+    with trio.fail_after(WITHIN_S):
+        async with machine_on(echoing) as machine, await machine.open_console() as console:
+            await console.send_all(line)
+            got = b"".join([bytes(chunk) async for chunk in console])
+            assert (await machine.wait()).reason is OutcomeReason.RESET
+            counters = machine.metrics.console
+    assert got == b"> " + line
+    assert counters == {
+        "printed_bytes": len(got),
+        "typed_bytes": len(line),
+        "dropped_bytes": 0,
+    }
+
+
+async def test_a_flood_past_a_reader_that_has_stopped_holds_up_no_vcpu(machine_on) -> None:
+    """Row 62: the guest comes to its end, and what the reader missed is counted."""
+    block = PioWrite(layout.COM1, 1, b"x" * 65536)
+
+    def floods(vcpu):
+        while not (yield PioRead(layout.COM1 + 5, 1))[0] & 1:
+            pass
+        for _ in range(64):
+            yield block
+        yield I8042_RESET
+
+    with trio.fail_after(WITHIN_S):
+        async with machine_on(floods) as machine, await machine.open_console() as console:
+            await console.send_all(b"go")
+            assert (await machine.wait()).reason is OutcomeReason.RESET
+            counters = machine.metrics.console
+    assert counters["printed_bytes"] == 64 * 65536
+    assert counters["dropped_bytes"] > 3 * 1024 * 1024
+
+
+async def test_devices_are_counted_by_name_and_number(machine_on) -> None:
+    with trio.fail_after(WITHIN_S):
+        async with machine_on(guest(Spin()), devices=[UPPER]) as machine:
+            assert machine.metrics.devices == {"upper0": {"notifications": 0, "interrupts": 0}}

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from microvm import (
+    ConsoleConfig,
     ConfigError,
     DeviceConfig,
     GuestGone,
@@ -105,6 +106,24 @@ async def test_console_and_counts_are_those_of_this_moment(rig):
         assert machine.exit_counts["look"] == first + 1
     assert machine.exit_counts["look"] > first + 1
     assert "idle" in machine.console_tail
+
+
+async def test_the_console_is_joined_from_here_both_ways(rig):
+    async with rig.machine("echo_typed") as machine, await machine.open_console() as console:
+        await console.send_all(b"abc\n")
+        got = b""
+        with trio.fail_after(5):
+            while b"typed abc" not in got:
+                got += await console.receive_some()
+        assert machine.metrics.console["typed_bytes"] == 4
+        assert machine.metrics.console["printed_bytes"] > 10
+
+
+async def test_a_file_sink_is_written_by_the_callers_process(rig):
+    console = ConsoleConfig(output="file", path=rig.folder / "log")
+    async with rig.machine("panic", console=console) as machine:
+        await machine.wait()
+    assert (rig.folder / "log").read_bytes().endswith(b"\x1b[31mno init\n")
 
 
 async def test_what_the_worker_logs_is_logged_here(rig, caplog):

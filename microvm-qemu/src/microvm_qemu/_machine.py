@@ -20,7 +20,7 @@ import trio
 from microvm.abc import RunningMachine
 from microvm.console import ConsoleRing
 from microvm.console_signs import SignReader
-from microvm.consoles.client import DRAIN_WITHIN_S, open_client
+from microvm.consoles.client import ConsoleDoor
 from microvm.consoles.hub import ConsoleHub
 from microvm.errors import BackendError, GuestGone
 from microvm.metrics import device_counters
@@ -69,8 +69,8 @@ class QemuMachine(RunningMachine):
         self._console = trio.socket.from_stdlib_socket(cables.console)
         # Fed and read on one thread: there is no way to go.
         self._hub = ConsoleHub(lambda call: call())
+        self._door = ConsoleDoor(self._hub, self._type)
         self._typing = trio.Lock()
-        self._consoles: trio.Nursery | None = None
         self._devices: tuple[AttachedDevice, ...] = ()
         self._signals: tuple[SignalCounts, ...] = ()
         self._stderr = ConsoleRing(STDERR_BYTES)
@@ -125,7 +125,7 @@ class QemuMachine(RunningMachine):
     async def open_console(self) -> trio.SocketStream:
         """As `RunningMachine.open_console`."""
         await trio.lowlevel.checkpoint()
-        return open_client(self._consoles, self._hub, self._type)
+        return self._door.open()
 
     def console_counters(self) -> Mapping[str, int]:
         """As `RunningMachine.console_counters`."""
@@ -142,11 +142,12 @@ class QemuMachine(RunningMachine):
         self._devices = devices
         self._signals = tuple(SignalCounts() for _ in devices)
         async with trio.open_nursery() as consoles:
-            self._consoles = consoles
-            await self._watch()
+            self._door.serve_in(consoles)
+            try:
+                await self._watch()
+            finally:
+                self._door.finish()
             self.conclude()
-            # What the guest said last is still to be read, by those who read.
-            consoles.cancel_scope.deadline = trio.current_time() + DRAIN_WITHIN_S
 
     async def _watch(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -177,8 +178,7 @@ class QemuMachine(RunningMachine):
         """Decide how the machine ended, if that was not done. The process must have ended."""
         if self._outcome is not None:
             return
-        self._consoles = None
-        self._hub.finish()
+        self._door.finish()
         self._reader.finish()
         self._evidence = Evidence(
             returncode=self._process.returncode,

@@ -21,8 +21,9 @@ class ConsoleSink(ABC):
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
-        """Held open around the machine's life: files are opened here, so that what is wrong with
-        them is known before anything starts.
+        """Held open around the machine's life.
+
+        Files are opened here, so that what is wrong with them is known before anything starts.
 
         Raises:
             ConfigError: it can't be used.

@@ -79,10 +79,11 @@ class RunningMachine(ABC):
 
         What is read begins with the last that the guest printed. A reader that is too slow loses
         bytes, which are counted; nothing waits for it. What is written, the guest finds typed; the
-        writer waits while the guest reads none. The stream ends behind the guest's last words.
+        writer waits while the guest reads none. The stream ends behind the guest's last words; one
+        that is opened when the machine has ended has these, and nothing else.
 
         Raises:
-            GuestGone: the machine has ended.
+            GuestGone: nothing is left of the machine that knows them.
         """
         raise NotImplementedError
 

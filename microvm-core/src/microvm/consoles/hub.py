@@ -71,6 +71,12 @@ class ConsoleHub:
         """So many bytes more were typed for the guest."""
         self._typed += count
 
+    @property
+    def contents(self) -> bytes:
+        """The last that was printed."""
+        with self._lock:
+            return self._ring.contents
+
     def tail(self) -> tuple[str, ...]:
         """As `ConsoleRing.tail`."""
         with self._lock:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("microvm")
 
 STDIN, STDOUT = 0, 1
+SEND_WITHIN_S: Final = 0.2
+"""For the guest to take what was typed before the person left."""
 TYPED_AHEAD_CHUNKS: Final = 64
 """What a person may type that the guest does not read, before it is dropped."""
 
@@ -66,28 +68,36 @@ class StdioSink(ConsoleSink):
 
     async def _read_keys(self, console: HalfCloseableStream, nursery: trio.Nursery) -> None:
         to_guest, typed = trio.open_memory_channel[bytes](TYPED_AHEAD_CHUNKS)
-        nursery.start_soon(_send_all, console, typed)
+        sent = trio.Event()
+        nursery.start_soon(_send_all, console, typed, sent)
         at_terminal = os.isatty(self._stdin)
         keys = EscapeReader()
         with to_guest:
             while chunk := await read_shared(self._stdin):
-                data = keys.feed(chunk) if at_terminal else chunk
+                if not at_terminal:
+                    await to_guest.send(chunk)
+                    continue
+                data = keys.feed(chunk)
+                # Not waited for: the next keys may be those that leave.
+                try:
+                    to_guest.send_nowait(data)
+                except trio.WouldBlock:
+                    self._dropped += len(data)
                 if keys.left:
-                    self.left = True
-                    nursery.cancel_scope.cancel()
-                elif not at_terminal:
-                    await to_guest.send(data)
-                elif data:
-                    # Not waited for: the next keys may be those that leave.
-                    try:
-                        to_guest.send_nowait(data)
-                    except trio.WouldBlock:
-                        self._dropped += len(data)
+                    break
+        if keys.left:
+            self.left = True
+            with trio.move_on_after(SEND_WITHIN_S):
+                await sent.wait()
+            nursery.cancel_scope.cancel()
 
 
-async def _send_all(console: HalfCloseableStream, typed: trio.MemoryReceiveChannel[bytes]) -> None:
+async def _send_all(
+    console: HalfCloseableStream, typed: trio.MemoryReceiveChannel[bytes], sent: trio.Event
+) -> None:
     try:
         async for data in typed:
             await console.send_all(data)
     except trio.BrokenResourceError:
-        return  # the console has ended, and its reader finds that out
+        pass  # the console has ended, and its reader finds that out
+    sent.set()

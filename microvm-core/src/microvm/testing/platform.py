@@ -27,9 +27,9 @@ from microvm.abc import (
     Provisioner,
     RunningMachine,
 )
-from microvm.consoles.client import DRAIN_WITHIN_S, open_client
+from microvm.consoles.client import ConsoleDoor
 from microvm.consoles.hub import ConsoleHub
-from microvm.errors import GuestGone, MicrovmError
+from microvm.errors import MicrovmError
 from microvm.outcome import MachineOutcome, OutcomeReason
 from microvm.plugins import BackendFactory, ProvisionerFactory
 from microvm.testing.channels import MemoryChannels
@@ -54,9 +54,9 @@ class ScriptedMachine(RunningMachine):
         self.plan = plan
         self.memory_channels = MemoryChannels()
         self.paused = False
-        self.consoles: trio.Nursery | None = None
         self.typed = bytearray()
         self._hub = ConsoleHub(lambda call: call())
+        self.door = ConsoleDoor(self._hub, self._type)
         self._outcome: MachineOutcome | None = None
         self._ended = trio.Event()
 
@@ -76,7 +76,7 @@ class ScriptedMachine(RunningMachine):
         """End the machine; the first outcome stands."""
         if self._outcome is None:
             self._outcome = attrs.evolve(outcome, console_tail=self.console_tail())
-            self._hub.finish()
+            self.door.finish()
             self._ended.set()
 
     async def wait(self) -> MachineOutcome:
@@ -99,9 +99,7 @@ class ScriptedMachine(RunningMachine):
 
     async def open_console(self) -> trio.SocketStream:
         await trio.lowlevel.checkpoint()
-        if self._outcome is not None or self.consoles is None:
-            raise GuestGone("The machine has ended.")
-        return open_client(self.consoles, self._hub, self._type)
+        return self.door.open()
 
     async def _type(self, data: bytes) -> None:
         await trio.lowlevel.checkpoint()
@@ -132,7 +130,7 @@ class ScriptedPlatform(HostedPlatform):
         plan.timeline.mark("spawn")
         try:
             async with trio.open_nursery() as consoles:
-                machine.consoles = consoles
+                machine.door.serve_in(consoles)
                 try:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self._play, machine)
@@ -140,9 +138,6 @@ class ScriptedPlatform(HostedPlatform):
                         nursery.cancel_scope.cancel()
                 finally:
                     machine.end(STOPPED)
-                    # What was said last is still to be read.
-                    consoles.cancel_scope.shield = True
-                    consoles.cancel_scope.deadline = trio.current_time() + DRAIN_WITHIN_S
         finally:
             self.live -= 1
             with trio.CancelScope(shield=True):

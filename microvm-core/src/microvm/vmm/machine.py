@@ -10,7 +10,7 @@ import trio
 
 from microvm._groups import only_error
 from microvm.abc import RunningMachine
-from microvm.consoles.client import DRAIN_WITHIN_S, open_client
+from microvm.consoles.client import ConsoleDoor
 from microvm.errors import GuestGone, HypervisorCallError
 from microvm.vmm.end import End, EndKind, decide
 
@@ -44,7 +44,7 @@ class VmmMachine(RunningMachine):
         self._pausing = trio.Lock()
         self._looking = False
         self._nursery: trio.Nursery | None = None
-        self._consoles: trio.Nursery | None = None
+        self._console = ConsoleDoor(engine.console.hub, engine.typed.send)
 
     # --- RunningMachine ------------------------------------------------------------------
 
@@ -102,10 +102,7 @@ class VmmMachine(RunningMachine):
     async def open_console(self) -> trio.SocketStream:
         """As `RunningMachine.open_console`."""
         await trio.lowlevel.checkpoint()
-        if self._consoles is None:
-            raise GuestGone("The machine has ended.")
-        engine = self._engine
-        return open_client(self._consoles, engine.console.hub, engine.typed.send)
+        return self._console.open()
 
     def console_counters(self) -> Mapping[str, int]:
         """As `RunningMachine.console_counters`."""
@@ -134,14 +131,11 @@ class VmmMachine(RunningMachine):
         Raises whatever a device raises that is no guest's fault, when the vCPUs have ended.
         """
         async with trio.open_nursery() as consoles:
-            consoles.cancel_scope.shield = True
-            self._consoles = consoles
+            self._console.serve_in(consoles)
             try:
                 await self._run()
             finally:
-                # What the guest said last is still to be read, by those who read.
-                self._consoles = None
-                consoles.cancel_scope.deadline = trio.current_time() + DRAIN_WITHIN_S
+                self._console.finish()
 
     async def _run(self) -> None:
         engine = self._engine

@@ -54,6 +54,14 @@ async def echo(machine):
             nursery.start_soon(serve, await listener.accept())
 
 
+async def echo_typed(machine):
+    """Says what was typed, once it is a line."""
+    while not machine.typed.endswith(b"\n"):
+        await trio.sleep(0.001)
+    machine.say(f"typed {machine.typed.decode().strip()}")
+    await trio.sleep_forever()
+
+
 async def dial(machine):
     """Calls the host at once, and sends it back what it says."""
     stream = await machine.memory_channels.guest.connect(DIALLED)

@@ -1,0 +1,122 @@
+"""A console into a file: byte for byte, bounded, and never the machine's end. Rows 62 and 63."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import trio
+
+from microvm import ConfigError
+from microvm.consoles.file_sink import FULL, FileSink
+
+
+async def test_bytes_arrive_as_they_are(served, tmp_path: Path) -> None:
+    """Row 63."""
+    raw = b"\x1b]0;title\x07\x00\xff\xfe" + b"x" * (1 << 20) + b"\r\n"
+    path = tmp_path / "console"
+    async with served(FileSink(path, 64 << 20)) as bench:
+        for begin in range(0, len(raw), 65536):
+            bench.hub.feed(raw[begin : begin + 65536])
+            end = min(begin + 65536, len(raw))
+            while path.stat().st_size < end:  # noqa: ASYNC110 - the disk tells nobody
+                await trio.sleep(0.001)
+    assert path.read_bytes() == raw
+
+
+async def test_the_file_is_its_users_alone_and_emptied(served, tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_bytes(b"of another day")
+    for path in (old, new):
+        async with served(FileSink(path, 1024)) as bench:
+            bench.hub.feed(b"now")
+        assert path.read_bytes() == b"now"
+    assert new.stat().st_mode & 0o777 == 0o600
+
+
+async def test_past_its_bound_a_line_says_so_and_the_rest_is_counted(served, tmp_path) -> None:
+    sink = FileSink(tmp_path / "console", 1000)
+    async with served(sink) as bench:
+        bench.hub.feed(b"a" * 900)
+        bench.hub.feed(b"b" * 900)
+    assert (tmp_path / "console").read_bytes() == b"a" * 900 + b"b" * 100 + FULL
+    assert sink.counters() == {"dropped_bytes": 800}
+
+
+async def test_a_full_disk_costs_bytes_and_one_warning(served, caplog) -> None:
+    """Row 62."""
+    sink = FileSink(Path("/dev/full"), 1 << 20)
+    async with served(sink) as bench:
+        for _ in range(5):
+            bench.hub.feed(b"x" * 100)
+            await trio.sleep(0.02)
+    assert sink.counters() == {"dropped_bytes": 500}
+    assert len(caplog.records) == 1
+    assert "No space left" in caplog.text
+
+
+LIMITED = """
+import resource, sys, trio
+from pathlib import Path
+from microvm.consoles.client import ConsoleDoor
+from microvm.consoles.file_sink import FileSink
+from microvm.consoles.hub import ConsoleHub
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+
+async def main():
+    hub, sink = ConsoleHub(lambda call: call()), FileSink(Path(sys.argv[1]), 1 << 20)
+    async with sink.lifespan(), trio.open_nursery() as nursery:
+        door = ConsoleDoor(hub, None)
+        door.serve_in(nursery)
+        async with door.open() as console:
+            hub.feed(b"x" * 25_000)
+            hub.finish()
+            await sink.serve(console)
+    print(sink.counters()["dropped_bytes"])
+
+trio.run(main)
+"""
+
+
+def test_a_limit_on_file_sizes_ends_nobody(tmp_path: Path) -> None:
+    """Row 62, with row 42's RLIMIT_FSIZE."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(LIMITED), str(tmp_path / "console")],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert (tmp_path / "console").stat().st_size == 10_000
+    assert done.stdout == "15000\n"
+
+
+async def test_a_pipe_that_nobody_reads_drops_and_goes_on(served, tmp_path: Path) -> None:
+    """Row 62: the reader has stopped."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        sink = FileSink(tmp_path / "pipe", 1 << 30)
+        async with served(sink) as bench:
+            for _ in range(64):
+                bench.hub.feed(bytes(64 * 1024))
+                await trio.sleep(0.005)
+        lost = sink.counters()["dropped_bytes"] + bench.hub.counters()["dropped_bytes"]
+        assert lost == 64 * 64 * 1024 - 64 * 1024  # a pipe holds 64 KiB
+    finally:
+        os.close(reader)
+
+
+@pytest.mark.parametrize("what", ["a folder", "nowhere", "a pipe without a reader"])
+async def test_what_can_not_be_written_is_known_before_the_start(tmp_path: Path, what) -> None:
+    path = {
+        "a folder": tmp_path,
+        "nowhere": tmp_path / "no" / "such",
+        "a pipe without a reader": tmp_path / "pipe",
+    }[what]
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match=r"console\.path.*can't be written"):
+        async with FileSink(path, 1024).lifespan():
+            pass
