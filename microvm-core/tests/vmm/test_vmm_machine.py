@@ -636,8 +636,8 @@ async def test_a_guest_that_resets_its_device_all_the_time_is_paused_and_ended_a
 
 def echoing(vcpu):
     """Prints what it reads on its serial port, until that is a line."""
+    yield PioWrite(layout.COM1 + 2, 1, b"\x01")  # clears the FIFO, hence before the prompt
     yield from printed("> ")
-    yield PioWrite(layout.COM1 + 2, 1, b"\x01")
     while True:
         status = yield PioRead(layout.COM1 + 5, 1)
         if status[0] & 1:
@@ -651,8 +651,12 @@ async def test_what_is_typed_is_read_at_the_serial_port(machine_on, leaves_nothi
     line = b"a line that is longer than the port's FIFO holds at once\n"
     with trio.fail_after(WITHIN_S):
         async with machine_on(echoing) as machine, await machine.open_console() as console:
+            got = b""
+            while got != b"> ":
+                got += await console.receive_some()
             await console.send_all(line)
-            got = b"".join([bytes(chunk) async for chunk in console])
+            async for chunk in console:
+                got += chunk
             assert (await machine.wait()).reason is OutcomeReason.RESET
             counters = machine.metrics.console
     assert got == b"> " + line

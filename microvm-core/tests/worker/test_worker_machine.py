@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from microvm import (
-    ConsoleConfig,
     ConfigError,
+    ConsoleConfig,
     DeviceConfig,
     GuestGone,
     GuestRefused,
