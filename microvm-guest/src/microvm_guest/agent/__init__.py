@@ -38,6 +38,9 @@ SOURCES: tuple[str, ...] = (
     "acceptor.c",
     "address.c",
     "relay.c",
+    "udp_relay.c",
+    "resolver.c",
+    "socks5.c",
 )
 """Every translation unit, by name within `SOURCE_DIR`."""
 
@@ -66,6 +69,9 @@ HEADERS: tuple[str, ...] = (
     "acceptor.h",
     "address.h",
     "relay.h",
+    "udp_relay.h",
+    "resolver.h",
+    "socks5.h",
 )
 """What the sources include, by name within `SOURCE_DIR`."""
 

@@ -55,21 +55,21 @@ static int closing(int fd)
     return -1;
 }
 
-static int open_socket(uint8_t family, const char *text, uint16_t port, union address *address,
-                       socklen_t *length)
+static int open_socket(uint8_t family, int type, const char *text, uint16_t port,
+                       union address *address, socklen_t *length)
 {
     if (!parse(family, text, port, address, length)) {
         errno = EINVAL;
         return -1;
     }
-    return socket(address->any.sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    return socket(address->any.sa_family, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 }
 
 int address_connect(uint8_t family, const char *text, uint16_t port)
 {
     union address address;
     socklen_t length;
-    int fd = open_socket(family, text, port, &address, &length);
+    int fd = open_socket(family, SOCK_STREAM, text, port, &address, &length);
     if (fd >= 0 && connect(fd, &address.any, length) != 0 && errno != EINPROGRESS)
         return closing(fd);
     return fd;
@@ -80,7 +80,7 @@ int address_listen(uint8_t family, const char *text, uint16_t *port)
     static const int on = 1;
     union address address;
     socklen_t length;
-    int fd = open_socket(family, text, *port, &address, &length);
+    int fd = open_socket(family, SOCK_STREAM, text, *port, &address, &length);
     if (fd < 0)
         return -1;
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
@@ -91,5 +91,18 @@ int address_listen(uint8_t family, const char *text, uint16_t *port)
         chmod(text, 0666); /* a port of the loopback is for every user of the guest, too */
     else /* the port is at the same place in both kinds of address */
         *port = ntohs(address.v4.sin_port);
+    return fd;
+}
+
+int address_bind(const char *text, uint16_t *port)
+{
+    union address address;
+    socklen_t length;
+    int fd = open_socket(FORWARD_TCP, SOCK_DGRAM, text, *port, &address, &length);
+    if (fd < 0)
+        return -1;
+    if (bind(fd, &address.any, length) != 0 || getsockname(fd, &address.any, &length) != 0)
+        return closing(fd);
+    *port = ntohs(address.v4.sin_port);
     return fd;
 }

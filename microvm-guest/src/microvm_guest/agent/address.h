@@ -12,4 +12,7 @@ int address_connect(uint8_t family, const char *text, uint16_t port);
 /* A socket that listens there; -1 with errno. `port` 0 is replaced by the one that was chosen. */
 int address_listen(uint8_t family, const char *text, uint16_t *port);
 
+/* A UDP socket bound there, for numeric addresses; as address_listen(). */
+int address_bind(const char *text, uint16_t *port);
+
 #endif

@@ -16,6 +16,7 @@
 #include "bytes.h"
 #include "relay.h"
 #include "system.h"
+#include "udp_relay.h"
 #include "vsock.h"
 #include "wire.h"
 
@@ -192,6 +193,30 @@ static void serve_listen(struct forward *forward, uint8_t family, uint16_t port)
         forward_close(forward);
 }
 
+/* --- DATAGRAMS --------------------------------------------------------------------------- */
+
+static void serve_datagrams(struct forward *forward, uint8_t family, uint16_t port)
+{
+    int fd = -1;
+    errno = EINVAL;
+    if (family == FORWARD_TCP) /* that is, IP */
+        fd = address_bind(address_of(forward), &port);
+    if (fd < 0) {
+        refuse(forward, errno);
+        return;
+    }
+    bool said = answer(forward->host.fd, 0, port);
+    int host = watch_release(&forward->host);
+    free(forward);
+    if (!said) {
+        close(host);
+        close(fd);
+        one_less();
+    } else if (!udp_relay_start(host, fd, one_less)) {
+        one_less();
+    }
+}
+
 /* --- what the host asks ------------------------------------------------------------------ */
 
 static void serve(struct forward *forward)
@@ -206,6 +231,8 @@ static void serve(struct forward *forward)
         serve_connect(forward, family, port);
     else if (request[0] == FORWARD_LISTEN)
         serve_listen(forward, family, port);
+    else if (request[0] == FORWARD_DATAGRAMS && get_u32(request + 8) == 0)
+        serve_datagrams(forward, family, port);
     else
         refuse(forward, EINVAL);
 }

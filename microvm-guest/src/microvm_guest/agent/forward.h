@@ -2,7 +2,8 @@
  *
  * A connection to the forward port says once what it wants (docs/reference/agent-protocol.md,
  * "Forwards"). CONNECT: it becomes the stream to that socket. LISTEN: for as long as it is open the
- * agent listens there, and dials the host for each connection that comes. */
+ * agent listens there, and dials the host for each connection that comes. DATAGRAMS: it carries what
+ * one program of the guest sends to a UDP port, and what that program is sent. */
 
 #ifndef MICROVM_FORWARD_H
 #define MICROVM_FORWARD_H

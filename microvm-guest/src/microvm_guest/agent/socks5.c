@@ -1,0 +1,472 @@
+#include "socks5.h"
+
+#include <errno.h>
+#include <grp.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "acceptor.h"
+#include "address.h"
+#include "clock.h"
+#include "loop.h"
+#include "relay.h"
+#include "resolver.h"
+#include "system.h"
+#include "wire.h"
+
+#define VERSION 5
+#define NO_AUTHENTICATION 0
+#define NO_ACCEPTABLE_METHOD 0xff
+#define COMMAND_CONNECT 1
+#define MAX_MESSAGE 262 /* a request with the longest name */
+
+#define MAX_CLIENTS 2048  /* connections under way, and those that are carried */
+#define MAX_HALF_OPEN 256 /* that have not said what they want: one more, and the oldest goes */
+#define SECOND_NS 1000000000ull
+#define HANDSHAKE_NS (10 * SECOND_NS)
+#define CONNECT_NS (60 * SECOND_NS) /* all of a name's addresses together */
+#define ATTEMPT_NS (10 * SECOND_NS) /* one of several */
+
+enum address_type { IPV4 = 1, NAME = 3, IPV6 = 4 };
+
+enum reply { /* RFC 1928, 6 */
+    SUCCEEDED = 0,
+    GENERAL_FAILURE = 1,
+    NOT_ALLOWED = 2,
+    NETWORK_UNREACHABLE = 3,
+    HOST_UNREACHABLE = 4,
+    CONNECTION_REFUSED = 5,
+    COMMAND_NOT_SUPPORTED = 7,
+    ADDRESS_TYPE_NOT_SUPPORTED = 8,
+};
+
+enum client_state { GREETING, REQUEST, RESOLVING, CONNECTING };
+
+struct client {
+    struct watch in; /* first: the loop hands it back */
+    struct watch out;
+    struct client *older, *newer;
+    enum client_state state;
+    uint64_t deadline, next_attempt;
+    struct lookup *lookup;
+    unsigned tried;
+    int error; /* of the attempts so far */
+    size_t length;
+    uint8_t message[MAX_MESSAGE + 1];
+};
+
+static struct acceptor door;
+static struct client *oldest, *newest; /* those that are not carried yet */
+static unsigned clients, half_open;
+
+static void one_less(void)
+{
+    clients--;
+}
+
+static bool is_half_open(const struct client *client)
+{
+    return client->state == GREETING || client->state == REQUEST;
+}
+
+/* Out of the list, with what only a connection under way has; its sockets are the caller's. */
+static void leave(struct client *client)
+{
+    *(client->older ? &client->older->newer : &oldest) = client->newer;
+    *(client->newer ? &client->newer->older : &newest) = client->older;
+    if (is_half_open(client))
+        half_open--;
+    if (client->lookup != NULL && client->state == RESOLVING)
+        resolver_forget(client->lookup);
+    else
+        free(client->lookup);
+}
+
+static void client_close(struct client *client)
+{
+    leave(client);
+    watch_close(&client->out);
+    watch_close(&client->in);
+    free(client);
+    one_less();
+}
+
+/* The few first bytes on a fresh socket: they fit, or the socket has failed. */
+static bool say(struct client *client, const void *data, size_t length)
+{
+    return send(client->in.fd, data, length, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)length;
+}
+
+static bool say_reply(struct client *client, enum reply reply, const struct sockaddr_storage *bound)
+{
+    uint8_t raw[22] = {VERSION, reply, 0, IPV4};
+    const struct sockaddr_in *v4 = (const struct sockaddr_in *)bound;
+    const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)bound;
+    if (bound != NULL && bound->ss_family == AF_INET6) {
+        raw[3] = IPV6;
+        memcpy(raw + 4, &v6->sin6_addr, 16);
+        memcpy(raw + 20, &v6->sin6_port, 2);
+        return say(client, raw, 22);
+    }
+    if (bound != NULL) {
+        memcpy(raw + 4, &v4->sin_addr, 4);
+        memcpy(raw + 8, &v4->sin_port, 2);
+    }
+    return say(client, raw, 10);
+}
+
+static void refuse(struct client *client, enum reply reply)
+{
+    say_reply(client, reply, NULL);
+    client_close(client);
+}
+
+static enum reply reply_for(int error)
+{
+    switch (error) {
+    case ECONNREFUSED:
+    case ECONNRESET:
+        return CONNECTION_REFUSED;
+    case ENETUNREACH:
+    case ENETDOWN:
+    case EAFNOSUPPORT:
+        return NETWORK_UNREACHABLE;
+    case EHOSTUNREACH:
+    case EHOSTDOWN:
+    case ETIMEDOUT:
+        return HOST_UNREACHABLE;
+    case EACCES: /* a route that prohibits, a firewall that rejects */
+    case EPERM:
+        return NOT_ALLOWED;
+    default:
+        return GENERAL_FAILURE;
+    }
+}
+
+/* --- connecting -------------------------------------------------------------------------- */
+
+static void connected(struct client *client)
+{
+    static const int on = 1;
+    struct sockaddr_storage bound = {.ss_family = AF_INET};
+    socklen_t length = sizeof bound;
+    getsockname(client->out.fd, (struct sockaddr *)&bound, &length);
+    setsockopt(client->out.fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    setsockopt(client->in.fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    if (!say_reply(client, SUCCEEDED, &bound)) {
+        client_close(client);
+        return;
+    }
+    leave(client);
+    int in = watch_release(&client->in), out = watch_release(&client->out);
+    free(client);
+    if (!relay_start(in, out, one_less))
+        one_less();
+}
+
+/* What the first address that could be reached said tells more than that another can't be. */
+static void failed(struct client *client, int error)
+{
+    bool unreachable = error == ENETUNREACH || error == EAFNOSUPPORT || error == EADDRNOTAVAIL;
+    if (client->error == 0 || !unreachable)
+        client->error = error;
+    watch_close(&client->out);
+}
+
+static void out_ready(struct watch *watch, uint32_t events);
+
+static void try_next(struct client *client)
+{
+    const struct lookup *lookup = client->lookup;
+    while (client->tried < lookup->count) {
+        const struct sockaddr_storage *to = &lookup->addresses[client->tried++];
+        socklen_t length =
+            to->ss_family == AF_INET6 ? sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in);
+        int fd = socket(to->ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        watch_open(&client->out, fd, out_ready);
+        if (fd >= 0 &&
+            (connect(fd, (const struct sockaddr *)to, length) == 0 || errno == EINPROGRESS) &&
+            watch_for(&client->out, EPOLLOUT)) {
+            client->next_attempt = client->tried < lookup->count ? monotonic_ns() + ATTEMPT_NS : 0;
+            return;
+        }
+        failed(client, errno);
+    }
+    refuse(client, reply_for(client->error));
+}
+
+static void out_ready(struct watch *watch, uint32_t events)
+{
+    struct client *client = (struct client *)((char *)watch - offsetof(struct client, out));
+    int error = 0;
+    socklen_t length = sizeof error;
+    (void)events;
+    getsockopt(watch->fd, SOL_SOCKET, SO_ERROR, &error, &length);
+    if (error == 0) {
+        connected(client);
+        return;
+    }
+    failed(client, error);
+    try_next(client);
+}
+
+static void resolved(struct lookup *lookup)
+{
+    struct client *client = lookup->asker;
+    client->state = CONNECTING;
+    client->error = lookup->error;
+    try_next(client);
+}
+
+/* An address needs nobody to ask. */
+static void take_address(struct client *client, const uint8_t *raw, bool v6, uint16_t port)
+{
+    struct lookup *lookup = client->lookup = calloc(1, sizeof *lookup);
+    if (lookup == NULL) {
+        refuse(client, GENERAL_FAILURE);
+        return;
+    }
+    struct sockaddr_in *v4_at = (struct sockaddr_in *)&lookup->addresses[0];
+    struct sockaddr_in6 *v6_at = (struct sockaddr_in6 *)&lookup->addresses[0];
+    if (v6) {
+        v6_at->sin6_family = AF_INET6;
+        v6_at->sin6_port = htons(port);
+        memcpy(&v6_at->sin6_addr, raw, 16);
+    } else {
+        v4_at->sin_family = AF_INET;
+        v4_at->sin_port = htons(port);
+        memcpy(&v4_at->sin_addr, raw, 4);
+    }
+    lookup->count = 1;
+    lookup->asker = client;
+    resolved(lookup);
+}
+
+static void resolve(struct client *client, const char *name, uint16_t port)
+{
+    client->lookup = resolver_ask(name, port, resolved, client);
+    if (client->lookup == NULL)
+        refuse(client, GENERAL_FAILURE);
+}
+
+/* --- the handshake ----------------------------------------------------------------------- */
+
+static void serve_greeting(struct client *client)
+{
+    bool open = memchr(client->message + 2, NO_AUTHENTICATION, client->message[1]) != NULL;
+    uint8_t raw[2] = {VERSION, open ? NO_AUTHENTICATION : NO_ACCEPTABLE_METHOD};
+    bool said = say(client, raw, sizeof raw);
+    client->length = 0;
+    if (open && said)
+        client->state = REQUEST;
+    else
+        client_close(client);
+}
+
+static bool is_a_name(const uint8_t *name, size_t length)
+{
+    for (size_t i = 0; i < length; i++)
+        if (name[i] < 0x21 || name[i] > 0x7e)
+            return false;
+    return true;
+}
+
+static void serve_request(struct client *client)
+{
+    char text[256];
+    const uint8_t *address = client->message + 4, *port_at = client->message + client->length - 2;
+    uint16_t port = (uint16_t)(port_at[0] << 8 | port_at[1]);
+    if (client->message[1] != COMMAND_CONNECT) {
+        refuse(client, COMMAND_NOT_SUPPORTED);
+        return;
+    }
+    if (port == 0) {
+        refuse(client, CONNECTION_REFUSED);
+        return;
+    }
+    bool name = client->message[3] == NAME;
+    if (name && !is_a_name(address + 1, address[0])) {
+        refuse(client, HOST_UNREACHABLE);
+        return;
+    }
+    half_open--;
+    client->state = RESOLVING;
+    client->deadline = monotonic_ns() + CONNECT_NS;
+    watch_for(&client->in, 0); /* what it sends meanwhile is the stream's */
+    if (!name) {
+        take_address(client, address, client->message[3] == IPV6, port);
+        return;
+    }
+    memcpy(text, address + 1, address[0]);
+    text[address[0]] = 0;
+    resolve(client, text, port);
+}
+
+/* How many bytes the message has, as far as can be told; 0 when it can't be served at all. */
+static size_t wanted(const struct client *client)
+{
+    const uint8_t *message = client->message;
+    if (client->state == GREETING)
+        return client->length < 2 ? 2 : 2u + message[1];
+    if (client->length < 4)
+        return 4;
+    switch (message[3]) {
+    case IPV4:
+        return 4 + 4 + 2;
+    case IPV6:
+        return 4 + 16 + 2;
+    case NAME:
+        return client->length < 5 ? 5 : 5u + message[4] + 2;
+    default:
+        return 0;
+    }
+}
+
+/* Read what is there of one message, and no byte beyond it. False when the client is gone. */
+static bool hear(struct client *client)
+{
+    for (;;) {
+        size_t all = wanted(client);
+        if (client->length > 0 && client->message[0] != VERSION) {
+            if (client->state == REQUEST)
+                say_reply(client, GENERAL_FAILURE, NULL);
+            client_close(client);
+            return false;
+        }
+        if (all == 0) {
+            refuse(client, ADDRESS_TYPE_NOT_SUPPORTED);
+            return false;
+        }
+        if (client->state == REQUEST && client->length >= 5 && client->message[3] == NAME &&
+            client->message[4] == 0) {
+            refuse(client, HOST_UNREACHABLE);
+            return false;
+        }
+        if (client->length == all)
+            return true;
+        ssize_t got = recv(client->in.fd, client->message + client->length, all - client->length,
+                           MSG_DONTWAIT);
+        if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR)) {
+            client_close(client);
+            return false;
+        }
+        if (got < 0)
+            return true;
+        client->length += (size_t)got;
+    }
+}
+
+static void in_ready(struct watch *watch, uint32_t events)
+{
+    struct client *client = (struct client *)watch;
+    (void)events;
+    if (!hear(client) || client->length != wanted(client))
+        return;
+    if (client->state == GREETING)
+        serve_greeting(client);
+    else
+        serve_request(client);
+}
+
+static void accepted(struct acceptor *acceptor, int fd)
+{
+    (void)acceptor;
+    struct client *client = clients < MAX_CLIENTS ? calloc(1, sizeof *client) : NULL;
+    if (client == NULL) {
+        close(fd);
+        return;
+    }
+    watch_open(&client->in, fd, in_ready);
+    watch_open(&client->out, -1, out_ready);
+    client->deadline = monotonic_ns() + HANDSHAKE_NS;
+    client->older = newest;
+    *(newest ? &newest->newer : &oldest) = client;
+    newest = client;
+    clients++;
+    half_open++;
+    if (!watch_for(&client->in, EPOLLIN)) {
+        client_close(client);
+        return;
+    }
+    if (half_open > MAX_HALF_OPEN) {
+        struct client *first = oldest;
+        while (!is_half_open(first))
+            first = first->newer;
+        client_close(first);
+    }
+}
+
+/* --- time -------------------------------------------------------------------------------- */
+
+static uint64_t first_deadline(void)
+{
+    uint64_t first = 0;
+    for (struct client *it = oldest; it != NULL; it = it->newer) {
+        if (first == 0 || it->deadline < first)
+            first = it->deadline;
+        if (it->state == CONNECTING && it->next_attempt != 0 && it->next_attempt < first)
+            first = it->next_attempt;
+    }
+    return first;
+}
+
+static void expire(void)
+{
+    uint64_t now = monotonic_ns();
+    struct client *newer;
+    for (struct client *it = oldest; it != NULL; it = newer) {
+        newer = it->newer;
+        if (now >= it->deadline && is_half_open(it))
+            client_close(it);
+        else if (now >= it->deadline)
+            refuse(it, HOST_UNREACHABLE);
+        else if (it->state == CONNECTING && it->next_attempt != 0 && now >= it->next_attempt) {
+            failed(it, ETIMEDOUT);
+            try_next(it);
+        }
+    }
+}
+
+static _Noreturn void give_up(const char *what, const char *which)
+{
+    system_log(what, which);
+    exit(1);
+}
+
+_Noreturn void socks5_main(const char *address, const char *port, const char *user)
+{
+    uint16_t number = (uint16_t)strtoul(port, NULL, 10);
+    unsigned long uid = strtoul(user, NULL, 10);
+    int fd = address_listen(FORWARD_TCP, address, &number);
+    if (fd < 0 && errno == EADDRINUSE) {
+        number = 0;
+        fd = address_listen(FORWARD_TCP, address, &number);
+    }
+    if (fd < 0)
+        give_up("can't listen at", address);
+    signal(SIGPIPE, SIG_IGN);
+    system_raise_limits();
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    if (uid != 0 && (setgroups(0, NULL) != 0 || setgid((gid_t)uid) != 0 || setuid((uid_t)uid) != 0))
+        give_up("can't become user", user);
+    loop_open();
+    if (!resolver_open() || !acceptor_open(&door, fd, accepted))
+        give_up("can't serve", "SOCKS5");
+    printf("%s %u\n", address, number);
+    fflush(stdout);
+    for (;;) {
+        loop_once(first_deadline());
+        expire();
+    }
+}
