@@ -16,7 +16,7 @@ def rows(heading):
     table = PAGE.split(f"| {heading} |", 1)[1].split("\n\n", 1)[0]
     return {
         name: int(number, 0)
-        for name, number in re.findall(r"^\| ([A-Z_]+) \| (\w+) \|", table, re.MULTILINE)
+        for name, number in re.findall(r"^\| ([A-Z_0-9]+) \| (\w+) \|", table, re.MULTILINE)
     }
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from microvm_guest import ports
 from microvm_guest.agent import HEADERS, SOURCE_DIR, SOURCES
-from microvm_guest.protocol import fields, forwards, frames
+from microvm_guest.protocol import fields, forwards, frames, jobs, records
 
 TEXT = (SOURCE_DIR / "wire.h").read_text()
 
@@ -32,6 +32,8 @@ def c_define(name):
         ("run_flag", fields.RunFlag),
         ("channel", frames.Channel),
         ("error_code", frames.ErrorCode),
+        ("notice", frames.Notice),
+        ("record_kind", records.RecordKind),
         ("forward_request", forwards.ForwardRequest),
         ("forward_family", forwards.ForwardFamily),
     ],
@@ -52,6 +54,15 @@ def test_the_enumerations_have_the_same_names_and_numbers(name, python):
         ("WIRE_MAX_ERROR_TEXT", frames.MAX_ERROR_TEXT),
         ("WIRE_MAX_WINDOW", frames.MAX_WINDOW),
         ("WIRE_MAGIC_BYTES", len(frames.MAGIC)),
+        ("WIRE_MAX_JOBS", jobs.MAX_JOBS),
+        ("WIRE_LOG_BYTES", jobs.DEFAULT_LOG_BYTES),
+        ("WIRE_MAX_LOG_BYTES", jobs.MAX_LOG_BYTES),
+        ("WIRE_JOB_BYTES", jobs.JOB.size),
+        ("WIRE_MAX_JOB_TEXT", jobs.MAX_JOB_TEXT),
+        ("WIRE_RECORD_BYTES", records.HEADER.size),
+        ("WIRE_MAX_RECORD", records.MAX_RECORD),
+        ("WIRE_MAX_DEPTH", records.MAX_DEPTH),
+        ("WIRE_MAX_NAME", records.MAX_NAME),
         ("WIRE_FORWARD_PORT", ports.FORWARD_PORT),
         ("WIRE_FORWARD_BYTES", forwards.REQUEST.size),
         ("WIRE_FORWARD_REPLY_BYTES", forwards.REPLY.size),

@@ -24,6 +24,14 @@ SOURCES: tuple[str, ...] = (
     "input.c",
     "launch.c",
     "exec.c",
+    "files.c",
+    "tree_send.c",
+    "tree_take.c",
+    "tree_remove.c",
+    "records.c",
+    "jobs.c",
+    "job_log.c",
+    "notice.c",
     "users.c",
     "session.c",
     "status.c",
@@ -38,9 +46,6 @@ SOURCES: tuple[str, ...] = (
     "acceptor.c",
     "address.c",
     "relay.c",
-    "udp_relay.c",
-    "resolver.c",
-    "socks5.c",
 )
 """Every translation unit, by name within `SOURCE_DIR`."""
 
@@ -55,6 +60,12 @@ HEADERS: tuple[str, ...] = (
     "input.h",
     "launch.h",
     "exec.h",
+    "files.h",
+    "tree.h",
+    "records.h",
+    "jobs.h",
+    "job_log.h",
+    "notice.h",
     "users.h",
     "session.h",
     "status.h",
@@ -69,9 +80,6 @@ HEADERS: tuple[str, ...] = (
     "acceptor.h",
     "address.h",
     "relay.h",
-    "udp_relay.h",
-    "resolver.h",
-    "socks5.h",
 )
 """What the sources include, by name within `SOURCE_DIR`."""
 

@@ -46,7 +46,7 @@ void clock_set(uint64_t wall_ns)
     reference_host_ns = 0; /* it need not be the host's time: the next hint says what that is */
 }
 
-void clock_hint(uint64_t host_ns)
+static void make_up(uint64_t host_ns, uint64_t step_ns)
 {
     if (host_ns == 0)
         return;
@@ -57,8 +57,18 @@ void clock_hint(uint64_t host_ns)
         return;
     }
     uint64_t expected = reference_host_ns + (read_clock(CLOCK_BOOTTIME) - reference_boot_ns);
-    if (host_ns <= expected || host_ns - expected < STEP_NS)
+    if (host_ns <= expected || host_ns - expected < step_ns)
         return;
     write_clock(read_clock(CLOCK_REALTIME) + (host_ns - expected));
     refer_to(host_ns);
+}
+
+void clock_hint(uint64_t host_ns)
+{
+    make_up(host_ns, STEP_NS);
+}
+
+void clock_catch_up(uint64_t host_ns)
+{
+    make_up(host_ns, 0);
 }

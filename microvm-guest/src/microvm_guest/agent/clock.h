@@ -20,6 +20,10 @@ void clock_own(bool owned);
 /* Set the wall clock to `wall_ns` since 1970. */
 void clock_set(uint64_t wall_ns);
 
+/* The guest has just gone on after a pause or a sleep, and this is the host's wall time or a little
+ * before: as a hint, but what was lost is made up for however little it is. */
+void clock_catch_up(uint64_t host_ns);
+
 /* The host's wall time at this moment, or a little before. */
 void clock_hint(uint64_t host_ns);
 

@@ -13,6 +13,7 @@
 #include "bytes.h"
 #include "connection.h"
 #include "input.h"
+#include "jobs.h"
 #include "launch.h"
 #include "requests.h"
 #include "session.h"
@@ -34,6 +35,7 @@ struct command {
     pid_t pid; /* 0: reaped */
     int status;
     bool started, tty, keep;
+    bool files; /* it ends by itself, and tidily, when its pipes are closed */
     bool released; /* the host let go: only EXIT is sent */
     struct watch report;
     struct input in;
@@ -207,6 +209,10 @@ const char *command_run(struct connection *connection, const struct frame *frame
                                        : "As many commands run as the agent allows.");
         return NULL;
     }
+    if (launch.flags & RUN_DETACH) {
+        job_run(connection, frame->stream, &launch);
+        return NULL;
+    }
     struct command *command = calloc(1, sizeof *command);
     const char *why = "Out of memory.";
     uint32_t error = command == NULL ? ERROR_RESOURCES : launch_start(&launch, &why);
@@ -223,6 +229,7 @@ const char *command_run(struct connection *connection, const struct frame *frame
     command->pid = launch.pid;
     command->tty = launch.tty;
     command->keep = (launch.flags & RUN_KEEP) != 0;
+    command->files = (launch.flags & RUN_FILES) != 0;
     watch_open(&command->report, launch.report, report_ready);
     open_output(&command->out, command, launch.out, FRAME_STDOUT, launch.window);
     open_output(&command->err, command, launch.err, FRAME_STDERR, launch.window);
@@ -293,7 +300,7 @@ static bool abandoned(pid_t session)
 {
     for (struct command *it = commands; it != NULL; it = it->next)
         if (it->pid == session)
-            return it->released && !it->keep;
+            return it->released && !it->keep && !it->files;
     return false;
 }
 
@@ -304,7 +311,7 @@ static void let_go(struct command *command)
     watch_close(&command->out.watch);
     watch_close(&command->err.watch);
     input_close(&command->in);
-    if (command->pid != 0 && !command->keep) {
+    if (command->pid != 0 && !command->keep && !command->files) {
         kill(-command->pid, SIGKILL);
         kill(command->pid, SIGKILL);
     }
@@ -323,8 +330,10 @@ void command_reaped(pid_t pid, int status)
     struct command *command = commands;
     while (command != NULL && command->pid != pid)
         command = command->next;
-    if (command == NULL)
+    if (command == NULL) {
+        job_reaped(pid, status);
         return;
+    }
     if (command->report.fd >= 0)
         read_report(command);
     command->pid = 0;
@@ -347,6 +356,7 @@ void commands_disown(struct connection *connection)
     }
     if (any)
         session_kill(abandoned);
+    jobs_disown(connection);
     for (struct command *command = commands; command != NULL; command = next) {
         next = command->next;
         if (command->connection == NULL)
@@ -371,12 +381,14 @@ void commands_rearm(struct connection *connection)
         input_rearm(&command->in);
         finish_if_done(command);
     }
+    jobs_rearm(connection);
 }
 
 void commands_signal(int signal)
 {
     for (struct command *it = commands; it != NULL; it = it->next)
         command_signal(it, (uint32_t)signal);
+    jobs_signal(signal);
 }
 
 void commands_refuse(void)

@@ -335,6 +335,14 @@ void connections_resume_accept(void)
     watch_for(&listener, EPOLLIN);
 }
 
+struct connection *connection_find(uint64_t number)
+{
+    FOR_EACH_CONNECTION (connection)
+        if (connection->opened == number)
+            return connection;
+    return NULL;
+}
+
 unsigned connections_count(void)
 {
     unsigned count = 0;

@@ -18,7 +18,7 @@
 #define FRAME_BYTES (WIRE_HEADER_BYTES + WIRE_MAX_PAYLOAD)
 #define IN_BYTES (2 * FRAME_BYTES)
 #define OUT_DATA_BYTES (4 * FRAME_BYTES)
-#define OUT_BYTES (OUT_DATA_BYTES + 128 * WIRE_MAX_COMMANDS)
+#define OUT_BYTES (OUT_DATA_BYTES + 128 * (WIRE_MAX_COMMANDS + WIRE_MAX_ATTACHMENTS))
 
 enum connection_state {
     CONNECTION_FREE,
@@ -55,6 +55,9 @@ void connections_resume_accept(void);
 void connections_flush(void);
 
 unsigned connections_count(void);
+
+/* The connection that was the `opened`-th, if it still is one. */
+struct connection *connection_find(uint64_t opened);
 
 /* No more frames: shut our direction of every connection once what is queued has left. */
 void connections_finish(void);

@@ -12,6 +12,7 @@
 
 #include "bytes.h"
 #include "fields.h"
+#include "files.h"
 #include "launch.h"
 #include "system.h"
 #include "users.h"
@@ -191,5 +192,9 @@ _Noreturn void exec_command(const struct exec_plan *plan)
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
+    if (plan->files) {
+        close(REPORT_FD); /* as exec does */
+        files_serve(arguments);
+    }
     exec_program();
 }

@@ -15,6 +15,7 @@ struct user;
 
 struct exec_plan {
     bool tty;
+    bool files; /* not a program: serve its arguments ourselves */
     int in, out, err; /* what becomes stdio */
     int report;       /* where an ERROR's payload goes if the command can't be */
     const struct user *user; /* NULL: stay who we are */

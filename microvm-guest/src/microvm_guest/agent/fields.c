@@ -22,7 +22,7 @@ bool field_next(struct field_reader *reader, struct field *field)
     return true;
 }
 
-static void put(struct field_writer *writer, uint16_t tag, const void *value, size_t length)
+void field_put(struct field_writer *writer, uint16_t tag, const void *value, size_t length)
 {
     if (writer->capacity - writer->length < TAG_AND_LENGTH + length)
         return;
@@ -35,19 +35,19 @@ static void put(struct field_writer *writer, uint16_t tag, const void *value, si
 
 void field_put_text(struct field_writer *writer, uint16_t tag, const char *text)
 {
-    put(writer, tag, text, strlen(text));
+    field_put(writer, tag, text, strlen(text));
 }
 
 void field_put_u32(struct field_writer *writer, uint16_t tag, uint32_t value)
 {
     uint8_t raw[4];
     put_u32(raw, value);
-    put(writer, tag, raw, sizeof raw);
+    field_put(writer, tag, raw, sizeof raw);
 }
 
 void field_put_u64(struct field_writer *writer, uint16_t tag, uint64_t value)
 {
     uint8_t raw[8];
     put_u64(raw, value);
-    put(writer, tag, raw, sizeof raw);
+    field_put(writer, tag, raw, sizeof raw);
 }

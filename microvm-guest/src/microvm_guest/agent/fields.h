@@ -29,6 +29,7 @@ struct field_writer {
     size_t capacity; /* a field that does not fit is left out: callers size for all of theirs */
 };
 
+void field_put(struct field_writer *writer, uint16_t tag, const void *value, size_t length);
 void field_put_text(struct field_writer *writer, uint16_t tag, const char *text);
 void field_put_u32(struct field_writer *writer, uint16_t tag, uint32_t value);
 void field_put_u64(struct field_writer *writer, uint16_t tag, uint64_t value);

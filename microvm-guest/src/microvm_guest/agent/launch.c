@@ -24,7 +24,10 @@ static const char *check_text(const struct field *field)
 
 const char *launch_parse(struct launch *launch, const uint8_t *fields, size_t length)
 {
-    *launch = (struct launch){.fields = fields, .fields_length = length, .ordinary = true};
+    *launch = (struct launch){.fields = fields,
+                              .fields_length = length,
+                              .ordinary = true,
+                              .log_bytes = WIRE_LOG_BYTES};
     struct field_reader reader = {.next = fields, .end = fields + length};
     struct field field;
     unsigned args = 0;
@@ -68,6 +71,14 @@ const char *launch_parse(struct launch *launch, const uint8_t *fields, size_t le
             if (field.length != 4)
                 return "A RUN's flags are not one number.";
             launch->flags = get_u32(field.value);
+            if (launch->flags & RUN_FILES)
+                launch->ordinary = false;
+            break;
+        case FIELD_LOG_BYTES:
+            if (field.length != 4 || get_u32(field.value) == 0 ||
+                get_u32(field.value) > WIRE_MAX_LOG_BYTES)
+                return "A RUN's log is out of bounds.";
+            launch->log_bytes = get_u32(field.value);
             break;
         case FIELD_WALL_TIME:
             if (field.length == 8)
@@ -79,6 +90,9 @@ const char *launch_parse(struct launch *launch, const uint8_t *fields, size_t le
         wrong = "A RUN ends inside a field.";
     if (wrong == NULL && args == 0)
         wrong = "A RUN names no program.";
+    bool silent = (launch->flags & RUN_MERGE) && (launch->flags & RUN_NO_STDIN) && !launch->tty;
+    if (wrong == NULL && (launch->flags & RUN_DETACH) && !silent)
+        wrong = "A job has neither a terminal nor stdin, and one output.";
     return wrong;
 }
 
@@ -171,6 +185,7 @@ uint32_t launch_start(struct launch *launch, const char **why)
     }
     struct exec_plan plan = {
         .tty = launch->tty,
+        .files = (launch->flags & RUN_FILES) != 0,
         .in = pipes.in[0],
         .out = launch->tty ? pipes.in[0] : pipes.out[1],
         .report = pipes.report[1],

@@ -22,6 +22,7 @@ struct launch {
     bool ordinary;
     uint32_t flags; /* enum run_flag */
     uint32_t window;
+    uint32_t log_bytes; /* of a job */
     bool tty;
     uint16_t rows, cols;
 

@@ -4,8 +4,6 @@
  *   microvm-agent --connected-fd N     serve one connection, then end
  *   microvm-agent --listen-fd N        serve those that come to a listening socket
  *   microvm-agent --forward-fd N       serve forwards that come to a listening socket
- *   microvm-agent --socks5 ADDRESS PORT USER
- *                                      be a SOCKS5 server, and nothing else
  *   microvm-agent --version
  *
  * Those with a descriptor run beside the host's own programs: the clock is left alone. */
@@ -25,9 +23,9 @@
 #include "connection.h"
 #include "forward.h"
 #include "loop.h"
+#include "notice.h"
 #include "network.h"
 #include "shutdown.h"
-#include "socks5.h"
 #include "system.h"
 #include "vsock.h"
 #include "wire.h"
@@ -38,7 +36,8 @@ static void reap(void)
 {
     int status;
     for (pid_t pid = waitpid(-1, &status, WNOHANG); pid > 0; pid = waitpid(-1, &status, WNOHANG))
-        command_reaped(pid, status);
+        if (!notice_reaped(pid))
+            command_reaped(pid, status);
 }
 
 static void signals_ready(struct watch *watch, uint32_t events)
@@ -115,8 +114,6 @@ int main(int argc, char **argv)
         printf("microvm-agent %s, protocol %d.%d\n", MICROVM_AGENT_BUILD, WIRE_MAJOR, WIRE_MINOR);
         return 0;
     }
-    if (argc == 5 && !process_1 && strcmp(argv[1], "--socks5") == 0)
-        socks5_main(argv[2], argv[3], argv[4]);
     if (argc == 3 && strcmp(argv[1], "--connected-fd") == 0)
         connected = number(argv[2]);
     else if (argc == 3 && strcmp(argv[1], "--listen-fd") == 0)

@@ -8,6 +8,8 @@
 #include "command.h"
 #include "connection.h"
 #include "fields.h"
+#include "jobs.h"
+#include "notice.h"
 #include "shutdown.h"
 #include "status.h"
 
@@ -69,6 +71,18 @@ static const char *serve_set_clock(struct connection *connection, const struct f
     return NULL;
 }
 
+static const char *serve_jobs(struct connection *connection, const struct frame *frame)
+{
+    (void)frame;
+    jobs_tell(connection);
+    return NULL;
+}
+
+static const char *serve_notice(struct connection *connection, const struct frame *frame)
+{
+    return notice_serve(connection, get_u32(frame->payload), get_u64(frame->payload + 4));
+}
+
 static const char *serve_shutdown(struct connection *connection, const struct frame *frame)
 {
     connection_send(connection, FRAME_SHUTDOWN, 0, 0, NULL, 0);
@@ -82,6 +96,14 @@ static const char *serve_run(struct connection *connection, const struct frame *
         return "A RUN names a stream that has been used already.";
     connection->highest_stream = frame->stream;
     return command_run(connection, frame);
+}
+
+static const char *serve_attach(struct connection *connection, const struct frame *frame)
+{
+    if (frame->stream <= connection->highest_stream)
+        return "An ATTACH names a stream that has been used already.";
+    connection->highest_stream = frame->stream;
+    return job_attach(connection, frame);
 }
 
 /* A frame for a command that has ended crossed its EXIT on the way: legal, and too late. */
@@ -100,12 +122,18 @@ static const char *serve_stdin(struct connection *connection, const struct frame
 
 static const char *serve_window(struct connection *connection, const struct frame *frame)
 {
+    struct attachment *attachment = attachment_find(connection, frame->stream);
+    if (attachment != NULL)
+        return attachment_window(attachment, get_u32(frame->payload), get_u32(frame->payload + 4));
     COMMAND_OR_RETURN(command);
     return command_window(command, get_u32(frame->payload), get_u32(frame->payload + 4));
 }
 
 static const char *serve_kill(struct connection *connection, const struct frame *frame)
 {
+    struct attachment *attachment = attachment_find(connection, frame->stream);
+    if (attachment != NULL)
+        return attachment_signal(attachment, get_u32(frame->payload));
     COMMAND_OR_RETURN(command);
     return command_signal(command, get_u32(frame->payload));
 }
@@ -119,6 +147,11 @@ static const char *serve_resize(struct connection *connection, const struct fram
 
 static const char *serve_close(struct connection *connection, const struct frame *frame)
 {
+    struct attachment *attachment = attachment_find(connection, frame->stream);
+    if (attachment != NULL) {
+        attachment_release(attachment, (frame->flags & FLAG_FORGET) != 0);
+        return NULL;
+    }
     COMMAND_OR_RETURN(command);
     command_release(command);
     return NULL;
@@ -137,12 +170,15 @@ static const struct request requests[] = {
     [FRAME_STATUS] = {serve_status, 0, 0, false, 0},
     [FRAME_SET_CLOCK] = {serve_set_clock, 8, 8, false, 0},
     [FRAME_SHUTDOWN] = {serve_shutdown, 0, 0, false, FLAG_POWER_OFF},
+    [FRAME_JOBS] = {serve_jobs, 0, 0, false, 0},
+    [FRAME_NOTICE] = {serve_notice, 12, 12, false, 0},
     [FRAME_RUN] = {serve_run, 4, WIRE_MAX_PAYLOAD, true, 0},
     [FRAME_STDIN] = {serve_stdin, 0, WIRE_MAX_PAYLOAD, true, FLAG_EOF},
     [FRAME_WINDOW] = {serve_window, 8, 8, true, 0},
     [FRAME_KILL] = {serve_kill, 4, 4, true, 0},
     [FRAME_RESIZE] = {serve_resize, 4, 4, true, 0},
-    [FRAME_CLOSE] = {serve_close, 0, 0, true, 0},
+    [FRAME_CLOSE] = {serve_close, 0, 0, true, FLAG_FORGET},
+    [FRAME_ATTACH] = {serve_attach, 8, 256, true, 0},
 };
 
 const char *frame_problem(const struct connection *connection, const struct frame *frame,

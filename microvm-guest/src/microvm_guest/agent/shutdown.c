@@ -10,6 +10,7 @@
 #include "clock.h"
 #include "command.h"
 #include "connection.h"
+#include "jobs.h"
 #include "root.h"
 #include "system.h"
 
@@ -55,7 +56,7 @@ static bool anybody_left(void)
 {
     siginfo_t info;
     if (!process_1)
-        return commands_count() > 0;
+        return commands_count() + jobs_count() > 0;
     return waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) == 0 || errno != ECHILD;
 }
 

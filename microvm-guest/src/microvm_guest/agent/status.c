@@ -9,6 +9,8 @@
 
 #include "command.h"
 #include "connection.h"
+#include "jobs.h"
+#include "notice.h"
 #include "wire.h"
 
 void status_put_identity(struct field_writer *writer)
@@ -33,6 +35,12 @@ static uint64_t available_kib(uint64_t free_kib)
     return found == NULL ? free_kib : strtoull(found + sizeof label - 1, NULL, 10);
 }
 
+/* sysinfo(2): a load is a fixed-point number, 1 << SI_LOAD_SHIFT for one process. */
+static uint32_t hundredths(unsigned long load)
+{
+    return (uint32_t)((load * 100) >> SI_LOAD_SHIFT);
+}
+
 void status_put_system(struct field_writer *writer)
 {
     struct sysinfo info;
@@ -41,7 +49,12 @@ void status_put_system(struct field_writer *writer)
         field_put_u64(writer, FIELD_UPTIME_MS, (uint64_t)info.uptime * 1000);
         field_put_u64(writer, FIELD_MEM_TOTAL_KIB, info.totalram * unit / 1024);
         field_put_u64(writer, FIELD_MEM_AVAILABLE_KIB, available_kib(info.freeram * unit / 1024));
+        field_put_u32(writer, FIELD_LOAD_1, hundredths(info.loads[0]));
+        field_put_u32(writer, FIELD_LOAD_5, hundredths(info.loads[1]));
+        field_put_u32(writer, FIELD_LOAD_15, hundredths(info.loads[2]));
     }
+    field_put_u32(writer, FIELD_JOBS, jobs_count());
+    field_put_u32(writer, FIELD_PAUSES, notices_of_pauses());
     field_put_u32(writer, FIELD_COMMANDS, commands_count());
     field_put_u32(writer, FIELD_CONNECTIONS, connections_count());
     field_put_u32(writer, FIELD_PID, (uint32_t)getpid());

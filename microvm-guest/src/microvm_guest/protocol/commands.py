@@ -36,6 +36,7 @@ from microvm_guest.protocol.frames import (
     FrameType,
     ProtocolViolation,
 )
+from microvm_guest.protocol.jobs import DEFAULT_LOG_BYTES, MAX_LOG_BYTES, AttachRequest
 
 
 class Phase(enum.Enum):
@@ -50,7 +51,13 @@ LEGAL = MappingProxyType(
     {
         Phase.REQUESTED: frozenset({FrameType.STARTED, FrameType.ERROR}),
         Phase.RUNNING: frozenset(
-            {FrameType.STDOUT, FrameType.STDERR, FrameType.WINDOW, FrameType.EXIT}
+            {
+                FrameType.STDOUT,
+                FrameType.STDERR,
+                FrameType.WINDOW,
+                FrameType.SKIPPED,
+                FrameType.EXIT,
+            }
         ),
         Phase.RELEASED: frozenset(
             {
@@ -59,6 +66,7 @@ LEGAL = MappingProxyType(
                 FrameType.STDOUT,
                 FrameType.STDERR,
                 FrameType.WINDOW,
+                FrameType.SKIPPED,
                 FrameType.EXIT,
             }
         ),
@@ -94,6 +102,8 @@ class RunRequest:
     window: int = 512 * 1024
     """Bytes of each output that the agent may send before it is granted more."""
     flags: RunFlag = NO_RUN_FLAGS
+    log_bytes: int = DEFAULT_LOG_BYTES
+    """Of a job: how much of what it prints the agent keeps."""
 
     def __attrs_post_init__(self) -> None:
         if not self.argv or not self.argv[0]:
@@ -111,6 +121,8 @@ class RunRequest:
             raise ConfigError(
                 f"A terminal can't have {self.tty[0]} rows and {self.tty[1]} columns."
             )
+        if not 1 <= self.log_bytes <= MAX_LOG_BYTES:
+            raise ConfigError(f"A job's log has 1 to {MAX_LOG_BYTES} bytes.")
         size = sum(4 + len(text.encode("utf-8", "surrogateescape")) for text in texts) + 64
         if size > MAX_PAYLOAD:
             raise ConfigError(
@@ -133,6 +145,8 @@ class RunRequest:
             parts.append(encode_field(FieldTag.TTY, size))
         parts.append(encode_field(FieldTag.WINDOW, self.window))
         parts.append(encode_field(FieldTag.RUN_FLAGS, self.flags))
+        if RunFlag.DETACH in self.flags:
+            parts.append(encode_field(FieldTag.LOG_BYTES, self.log_bytes))
         parts.append(encode_field(FieldTag.WALL_TIME, wall_time_ns))
         return b"".join(parts)
 
@@ -140,7 +154,8 @@ class RunRequest:
 class CommandStream:
     """The host's account of one stream: its phase, and who may still send how much."""
 
-    def __init__(self, request: RunRequest) -> None:
+    def __init__(self, request: RunRequest | AttachRequest) -> None:
+        self.is_job = isinstance(request, AttachRequest) or RunFlag.DETACH in request.flags
         self.phase = Phase.REQUESTED
         self.stdin_open = RunFlag.NO_STDIN not in request.flags
         self.stdin_sent = 0
@@ -153,7 +168,7 @@ class CommandStream:
 
     def check(self, kind: FrameType) -> None:
         """Hold a frame against `LEGAL`."""
-        if kind not in LEGAL[self.phase]:
+        if kind not in LEGAL[self.phase] or (kind is FrameType.SKIPPED and not self.is_job):
             raise ProtocolViolation(f"a {kind.name} frame for a command that is {self.phase.value}")
         if kind is FrameType.EXIT and self.phase is Phase.RUNNING and self._windows:
             raise ProtocolViolation("an EXIT frame before the end of the command's output")

@@ -14,6 +14,7 @@ A call for a command that has ended returns no bytes: its end crossed the call o
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Iterator
 
 from microvm.errors import GuestProtocolError, MicrovmError
@@ -27,8 +28,11 @@ from microvm_guest.protocol.events import (
     ConnectionRefused,
     Event,
     HelloReceived,
+    JobsReceived,
     NeedData,
+    NoticeTaken,
     OutputReceived,
+    OutputSkipped,
     PongReceived,
     ShutdownAgreed,
     StatusReceived,
@@ -49,16 +53,20 @@ from microvm_guest.protocol.frames import (
     FrameFlag,
     FrameReader,
     FrameType,
+    Notice,
     ProtocolViolation,
 )
+from microvm_guest.protocol.jobs import AttachRequest, decode_jobs
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 _TWO_U16 = struct.Struct("<HH")
 _TWO_U32 = struct.Struct("<II")
+_NOTICE = struct.Struct("<IQ")
 _MAX_EXIT_CODE = 255
 _REBUILD = "The image is of another version: run `microvm image build`."
 
+_LOADS = frozenset({FieldTag.LOAD_1, FieldTag.LOAD_5, FieldTag.LOAD_15})
 _OUTPUTS = {FrameType.STDOUT: Channel.STDOUT, FrameType.STDERR: Channel.STDERR}
 
 
@@ -86,6 +94,8 @@ class AgentConnection:
         self._last_ping = 0
         self._status_wanted = 0
         self._shutdown_wanted = 0
+        self._jobs_wanted = 0
+        self._notices: Counter[int] = Counter()
         self._violation: str | None = None
         self._refused = False
         self.hello: HelloReceived | None = None
@@ -138,6 +148,13 @@ class AgentConnection:
                 return self.hello
             case FrameType.PONG:
                 return self._pong(_U64.unpack(frame.payload)[0])
+            case FrameType.JOBS:
+                self._jobs_wanted -= 1
+                if self._jobs_wanted < 0:
+                    raise ProtocolViolation("a JOBS frame that nobody had asked for")
+                return JobsReceived(jobs=decode_jobs(frame.payload))
+            case FrameType.NOTICE:
+                return self._notice_taken(_U32.unpack(frame.payload)[0])
             case FrameType.STATUS:
                 self._status_wanted -= 1
                 if self._status_wanted < 0:
@@ -155,6 +172,12 @@ class AgentConnection:
         self._pings.remove(token)
         return PongReceived(token=token)
 
+    def _notice_taken(self, number: int) -> NoticeTaken:
+        self._notices[number] -= 1
+        if self._notices[number] < 0:
+            raise ProtocolViolation("a NOTICE frame that answers none")
+        return NoticeTaken(notice=Notice(number))
+
     def _stream_event(self, frame: Frame, stream: CommandStream) -> Event:
         match frame.type:
             case FrameType.STDOUT | FrameType.STDERR:
@@ -164,6 +187,9 @@ class AgentConnection:
                 return OutputReceived(
                     stream=frame.stream, channel=channel, data=frame.payload, eof=eof
                 )
+            case FrameType.SKIPPED:
+                length = _U64.unpack(frame.payload)[0]
+                return OutputSkipped(stream=frame.stream, length=length)
             case FrameType.STARTED:
                 stream.started()
                 return CommandStarted(stream=frame.stream, pid=_U32.unpack(frame.payload)[0])
@@ -212,6 +238,19 @@ class AgentConnection:
         """Set the guest's wall clock, whatever it shows."""
         return self._send(FrameType.SET_CLOCK, _U64.pack(wall_time_ns))
 
+    def ask_jobs(self) -> bytes:
+        """Ask which jobs the agent keeps."""
+        self._jobs_wanted += 1
+        return self._send(FrameType.JOBS)
+
+    def notify(self, notice: Notice, wall_time_ns: int) -> bytes:
+        """Tell what happens to the machine; `NoticeTaken` follows.
+
+        `PAUSING` is told again only when it has been taken.
+        """
+        self._notices[notice] += 1
+        return self._send(FrameType.NOTICE, _NOTICE.pack(notice, wall_time_ns))
+
     def shutdown(self, *, power_off: bool = False) -> bytes:
         """Ask the guest to end itself, by a reset or by cutting the power."""
         self._shutdown_wanted += 1
@@ -219,12 +258,20 @@ class AgentConnection:
 
     def run(self, request: RunRequest, wall_time_ns: int) -> tuple[int, bytes]:
         """Start a command, on the stream whose id is returned."""
-        payload = request.encode(wall_time_ns)
+        return self._open(FrameType.RUN, request, request.encode(wall_time_ns))
+
+    def attach(self, request: AttachRequest) -> tuple[int, bytes]:
+        """Follow a job, on the stream whose id is returned; its events are a command's."""
+        return self._open(FrameType.ATTACH, request, request.encode())
+
+    def _open(
+        self, kind: FrameType, request: RunRequest | AttachRequest, payload: bytes
+    ) -> tuple[int, bytes]:
         if self._last_stream == frames.MAX_STREAM:
             raise LocalProtocolError("The connection has no more stream ids: open another.")
         self._last_stream += 1
         self._streams[self._last_stream] = CommandStream(request)
-        return self._last_stream, self._send(FrameType.RUN, payload, stream=self._last_stream)
+        return self._last_stream, self._send(kind, payload, stream=self._last_stream)
 
     def stdin_credit(self, stream: int) -> int:
         """Bytes of stdin that may be sent now; 0 also where none can be any more."""
@@ -268,18 +315,23 @@ class AgentConnection:
         """Tell a command's terminal its size."""
         return self._for_command(stream, FrameType.RESIZE, _TWO_U16.pack(rows, cols))
 
-    def close(self, stream: int) -> bytes:
-        """Let go of a command: the agent kills its session; its end is all that still matters."""
-        raw = self._for_command(stream, FrameType.CLOSE)
+    def close(self, stream: int, *, forget: bool = False) -> bytes:
+        """Let go of a command: the agent kills its session; its end is all that still matters.
+
+        A job goes on, unless the agent is to `forget` it.
+        """
+        raw = self._for_command(stream, FrameType.CLOSE, flags=FrameFlag.FORGET if forget else 0)
         if raw:
             self._streams[stream].phase = Phase.RELEASED
         return raw
 
-    def _for_command(self, stream: int, kind: FrameType, payload: bytes = b"") -> bytes:
+    def _for_command(
+        self, stream: int, kind: FrameType, payload: bytes = b"", flags: int = 0
+    ) -> bytes:
         command = self._streams.get(stream)
         if command is None or command.phase is Phase.RELEASED:
             return b""
-        return self._send(kind, payload, stream=stream)
+        return self._send(kind, payload, stream=stream, flags=flags)
 
     def _send(
         self, kind: FrameType, payload: bytes = b"", *, stream: int = CONNECTION, flags: int = 0
@@ -318,11 +370,13 @@ def _parse_hello(payload: bytes) -> HelloReceived:
     )
 
 
-def _parse_status(payload: bytes) -> dict[str, int | str]:
+def _parse_status(payload: bytes) -> dict[str, int | float | str]:
     """Known fields by their tag's name in lower case; the other kinds do not belong here."""
-    said: dict[str, int | str] = {}
+    said: dict[str, int | float | str] = {}
     for tag, value in decode_fields(payload):
-        if tag in NUMBERS:
+        if tag in _LOADS:
+            said[tag.name.lower()] = decode_number(tag, value) / 100
+        elif tag in NUMBERS:
             said[tag.name.lower()] = decode_number(tag, value)
         elif tag in (FieldTag.BUILD, FieldTag.KERNEL):
             said[tag.name.lower()] = printable(value)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import attrs
 
 if TYPE_CHECKING:
-    from microvm_guest.protocol.frames import Channel
+    from microvm_guest.protocol.frames import Channel, Notice
+    from microvm_guest.protocol.jobs import JobRecord
 
 
 class NeedData:
@@ -50,7 +51,29 @@ class PongReceived:
 class StatusReceived:
     """The answer to a STATUS. Answers come in the order of the questions."""
 
-    status: Mapping[str, int | str]
+    status: Mapping[str, int | float | str]
+
+
+@attrs.frozen(kw_only=True)
+class JobsReceived:
+    """The answer to a JOBS: every job that the agent keeps. Answers come in order."""
+
+    jobs: tuple[JobRecord, ...]
+
+
+@attrs.frozen(kw_only=True)
+class NoticeTaken:
+    """The agent has done what a NOTICE is for."""
+
+    notice: Notice
+
+
+@attrs.frozen(kw_only=True)
+class OutputSkipped:
+    """Bytes of a job's output that its log no longer had; what comes next is behind them."""
+
+    stream: int
+    length: int
 
 
 @attrs.frozen(kw_only=True)
@@ -116,11 +139,14 @@ Event = (
     HelloReceived
     | PongReceived
     | StatusReceived
+    | JobsReceived
+    | NoticeTaken
     | ShutdownAgreed
     | ConnectionRefused
     | CommandStarted
     | CommandRefused
     | OutputReceived
+    | OutputSkipped
     | StdinReady
     | CommandExited
 )

@@ -1,4 +1,4 @@
-"""Tagged fields, the payload of HELLO, RUN and STATUS.
+"""Tagged fields, the payload of HELLO, RUN, ATTACH, STATUS and JOBS.
 
 Each is u16 tag, u16 length, value. A reader skips tags that it does not know, so that a minor
 version can add some; a known tag whose value has the wrong length is a violation.
@@ -30,6 +30,9 @@ class FieldTag(enum.IntEnum):
     WINDOW = 6
     RUN_FLAGS = 7
     WALL_TIME = 8
+    LOG_BYTES = 9
+    JOB = 10
+    LOG_FROM = 11
     BUILD = 16
     KERNEL = 17
     BOOT_NS = 18
@@ -41,6 +44,11 @@ class FieldTag(enum.IntEnum):
     COMMANDS = 35
     CONNECTIONS = 36
     PID = 37
+    LOAD_1 = 38
+    LOAD_5 = 39
+    LOAD_15 = 40
+    JOBS = 41
+    PAUSES = 42
 
 
 _TAGS = MappingProxyType({int(tag): tag for tag in FieldTag})
@@ -55,6 +63,10 @@ class RunFlag(enum.IntFlag):
     """stdin is /dev/null."""
     KEEP = 0x04
     """The command outlives the connection."""
+    FILES = 0x08
+    """Not a program: the agent's own way with files."""
+    DETACH = 0x10
+    """A job: a command without a stream, its output in a log."""
 
 
 NO_RUN_FLAGS = RunFlag(0)
@@ -68,7 +80,14 @@ NUMBERS = MappingProxyType(
         FieldTag.COMMANDS: _U32,
         FieldTag.CONNECTIONS: _U32,
         FieldTag.PID: _U32,
+        FieldTag.LOG_BYTES: _U32,
+        FieldTag.LOAD_1: _U32,
+        FieldTag.LOAD_5: _U32,
+        FieldTag.LOAD_15: _U32,
+        FieldTag.JOBS: _U32,
+        FieldTag.PAUSES: _U32,
         FieldTag.WALL_TIME: _U64,
+        FieldTag.LOG_FROM: _U64,
         FieldTag.BOOT_NS: _U64,
         FieldTag.UPTIME_MS: _U64,
         FieldTag.MEM_TOTAL_KIB: _U64,

@@ -20,7 +20,7 @@ from types import MappingProxyType
 import attrs
 
 MAJOR = 1
-MINOR = 0
+MINOR = 1
 MAGIC = b"mvmagent"
 
 HEADER = struct.Struct("<IBBHI")
@@ -44,6 +44,8 @@ class FrameType(enum.IntEnum):
     SET_CLOCK = 0x05
     SHUTDOWN = 0x06
     ERROR = 0x07
+    JOBS = 0x08
+    NOTICE = 0x09
     RUN = 0x10
     STARTED = 0x11
     STDIN = 0x12
@@ -54,6 +56,8 @@ class FrameType(enum.IntEnum):
     KILL = 0x17
     RESIZE = 0x18
     CLOSE = 0x19
+    ATTACH = 0x1A
+    SKIPPED = 0x1B
 
 
 class FrameFlag(enum.IntFlag):
@@ -65,6 +69,8 @@ class FrameFlag(enum.IntFlag):
     """WINDOW from the agent: nobody reads the command's stdin any more."""
     POWER_OFF = 0x01
     """SHUTDOWN: cut the power rather than reset."""
+    FORGET = 0x01
+    """CLOSE of what is attached to a job: kill the job and keep nothing of it."""
 
 
 class Channel(enum.IntEnum):
@@ -86,6 +92,14 @@ class ErrorCode(enum.IntEnum):
     CWD = 6
     USER = 7
     TTY = 8
+    JOB = 9
+
+
+class Notice(enum.IntEnum):
+    """What the host tells of the machine."""
+
+    PAUSING = 1
+    RESUMED = 2
 
 
 class ProtocolViolation(Exception):
@@ -182,12 +196,15 @@ FROM_HOST: Mapping[int, Rule] = MappingProxyType(
         FrameType.STATUS: Rule(0, 0, on_stream=False),
         FrameType.SET_CLOCK: Rule(8, 8, on_stream=False),
         FrameType.SHUTDOWN: Rule(0, 0, on_stream=False, flags=FrameFlag.POWER_OFF),
+        FrameType.JOBS: Rule(0, 0, on_stream=False),
+        FrameType.NOTICE: Rule(12, 12, on_stream=False),
         FrameType.RUN: Rule(4, MAX_PAYLOAD, on_stream=True),
         FrameType.STDIN: _DATA,
         FrameType.WINDOW: Rule(8, 8, on_stream=True),
         FrameType.KILL: Rule(4, 4, on_stream=True),
         FrameType.RESIZE: Rule(4, 4, on_stream=True),
-        FrameType.CLOSE: Rule(0, 0, on_stream=True),
+        FrameType.CLOSE: Rule(0, 0, on_stream=True, flags=FrameFlag.FORGET),
+        FrameType.ATTACH: Rule(8, 256, on_stream=True),
     }
 )
 """What a host may send."""
@@ -198,12 +215,15 @@ FROM_AGENT: Mapping[int, Rule] = MappingProxyType(
         FrameType.PONG: Rule(8, 8, on_stream=False),
         FrameType.STATUS: Rule(0, 4096, on_stream=False),
         FrameType.SHUTDOWN: Rule(0, 0, on_stream=False),
+        FrameType.JOBS: Rule(0, MAX_PAYLOAD, on_stream=False),
+        FrameType.NOTICE: Rule(4, 4, on_stream=False),
         FrameType.ERROR: Rule(4, 4 + MAX_ERROR_TEXT, on_stream=True, either=True),
         FrameType.STARTED: Rule(4, 4, on_stream=True),
         FrameType.STDOUT: _DATA,
         FrameType.STDERR: _DATA,
         FrameType.WINDOW: Rule(8, 8, on_stream=True, flags=FrameFlag.CLOSED),
         FrameType.EXIT: Rule(8, 8, on_stream=True),
+        FrameType.SKIPPED: Rule(8, 8, on_stream=True),
     }
 )
 """What an agent may send."""

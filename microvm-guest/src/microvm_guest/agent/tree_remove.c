@@ -1,0 +1,60 @@
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "records.h"
+#include "tree.h"
+
+static bool stoppable; /* by a host that no longer wants it */
+
+static int empty(int directory, const char *name)
+{
+    int fd = openat(directory, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    DIR *open_directory = fd < 0 ? NULL : fdopendir(fd);
+    if (open_directory == NULL)
+        return errno;
+    int error = 0;
+    for (struct dirent *it = readdir(open_directory); it != NULL && error == 0;
+         it = readdir(open_directory)) {
+        if (strcmp(it->d_name, ".") != 0 && strcmp(it->d_name, "..") != 0)
+            error = tree_remove_at(fd, it->d_name);
+        if (stoppable && record_reader_gone())
+            error = EINTR;
+    }
+    closedir(open_directory);
+    return error;
+}
+
+int tree_remove_at(int directory, const char *name)
+{
+    if (unlinkat(directory, name, 0) == 0 || errno == ENOENT)
+        return 0;
+    if (errno != EISDIR)
+        return errno;
+    int error = empty(directory, name);
+    if (error == 0 && unlinkat(directory, name, AT_REMOVEDIR) != 0 && errno != ENOENT)
+        error = errno;
+    return error;
+}
+
+static int removed(int result)
+{
+    return result == 0 ? 0 : errno;
+}
+
+int tree_remove(const char *path, bool whole)
+{
+    snprintf(tree_where, sizeof tree_where, "%s", path);
+    int error = removed(unlinkat(AT_FDCWD, path, 0));
+    if (error != EISDIR)
+        return error;
+    error = removed(unlinkat(AT_FDCWD, path, AT_REMOVEDIR));
+    if (!whole || (error != ENOTEMPTY && error != EEXIST))
+        return error;
+    stoppable = true;
+    error = empty(AT_FDCWD, path);
+    return error != 0 ? error : removed(unlinkat(AT_FDCWD, path, AT_REMOVEDIR));
+}
