@@ -46,6 +46,9 @@ SOURCES: tuple[str, ...] = (
     "acceptor.c",
     "address.c",
     "relay.c",
+    "udp_relay.c",
+    "resolver.c",
+    "socks5.c",
 )
 """Every translation unit, by name within `SOURCE_DIR`."""
 
@@ -80,6 +83,9 @@ HEADERS: tuple[str, ...] = (
     "acceptor.h",
     "address.h",
     "relay.h",
+    "udp_relay.h",
+    "resolver.h",
+    "socks5.h",
 )
 """What the sources include, by name within `SOURCE_DIR`."""
 

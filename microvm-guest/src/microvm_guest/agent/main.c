@@ -4,6 +4,8 @@
  *   microvm-agent --connected-fd N     serve one connection, then end
  *   microvm-agent --listen-fd N        serve those that come to a listening socket
  *   microvm-agent --forward-fd N       serve forwards that come to a listening socket
+ *   microvm-agent --socks5 ADDRESS PORT USER
+ *                                      be a SOCKS5 server, and nothing else
  *   microvm-agent --version
  *
  * Those with a descriptor run beside the host's own programs: the clock is left alone. */
@@ -26,6 +28,7 @@
 #include "notice.h"
 #include "network.h"
 #include "shutdown.h"
+#include "socks5.h"
 #include "system.h"
 #include "vsock.h"
 #include "wire.h"
@@ -114,6 +117,8 @@ int main(int argc, char **argv)
         printf("microvm-agent %s, protocol %d.%d\n", MICROVM_AGENT_BUILD, WIRE_MAJOR, WIRE_MINOR);
         return 0;
     }
+    if (argc == 5 && !process_1 && strcmp(argv[1], "--socks5") == 0)
+        socks5_main(argv[2], argv[3], argv[4]);
     if (argc == 3 && strcmp(argv[1], "--connected-fd") == 0)
         connected = number(argv[2]);
     else if (argc == 3 && strcmp(argv[1], "--listen-fd") == 0)

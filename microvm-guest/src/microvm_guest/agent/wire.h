@@ -22,6 +22,7 @@
 /* u32 the guest's errno or 0, u32 the port that LISTEN chose */
 #define WIRE_FORWARD_REPLY_BYTES 8
 #define WIRE_MAX_FORWARDS 1024
+#define WIRE_DATAGRAM_BYTES 2 /* u16 length, before each datagram */
 
 /* u32 payload length, u8 type, u8 flags, u16 zero, u32 stream */
 #define WIRE_HEADER_BYTES 12
@@ -153,6 +154,7 @@ enum record_kind {
 enum forward_request {
     FORWARD_CONNECT = 1, /* be the stream to that address */
     FORWARD_LISTEN = 2,  /* listen there while this lasts; dial the host's port for each */
+    FORWARD_DATAGRAMS = 3, /* carry the datagrams of the program that sends to that UDP port */
 };
 
 enum forward_family {
