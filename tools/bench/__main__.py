@@ -50,6 +50,11 @@ def measures(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
 
         return trio.run(vsock, args.size_mib)
 
+    def blk_host() -> Any:
+        from tools.bench.blk_host import blk_host
+
+        return blk_host(args.pairs)
+
     def exits() -> Any:
         from tools.bench.exits import exits
 
@@ -69,13 +74,14 @@ def measures(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
         "import": imports,
         "boot": boot,
         "vsock": vsock,
+        "blk_host": blk_host,
         "exits": exits,
         "vmm": vmm,
         "lab": lab,
     }
 
 
-ON_THE_HOST = ("import", "boot", "vsock", "exits", "vmm")
+ON_THE_HOST = ("import", "boot", "vsock", "blk_host", "exits", "vmm")
 
 
 def main() -> None:

@@ -130,6 +130,7 @@ async def test_large_transfers_come_to_the_disk_in_pieces(
         if type_ == T_IN:
             answer = await guest.read(3, 100, buffers=9)
             assert answer.data == disk.data[3 * 512 : 103 * 512]
+            assert answer.written == 100 * 512 + 1
         else:
             assert await guest.write(3, data, buffers=9) == S_OK
             assert disk.data[3 * 512 : 103 * 512] == data
@@ -335,6 +336,29 @@ async def test_of_the_configuration_a_driver_writes_one_field() -> None:
         assert device.read_config(layout.WRITEBACK_OFFSET, 1) == b"\x01"
 
 
+async def test_a_driver_that_wants_no_write_back_has_each_write_flushed_until_it_is_reset() -> None:
+    disk, guest = MemoryDisk(), GuestBlk()
+    device = device_on(disk)
+    async with device.lifespan():
+        async with guest.running(device):
+            device.write_config(layout.WRITEBACK_OFFSET, b"\0")
+            for count in range(1, 4):
+                assert await guest.write(0, bytes(512)) == S_OK
+                assert disk.flushes == count
+        async with guest.running(device):
+            assert device.read_config(layout.WRITEBACK_OFFSET, 1) == b"\1"
+            assert await guest.write(0, bytes(512)) == S_OK
+            assert disk.flushes == 3
+
+
+async def test_a_drive_without_write_back_has_each_write_flushed() -> None:
+    disk, guest = MemoryDisk(), GuestBlk()
+    config = DriveConfig(path="/a/disk", writeback=False)
+    async with guest.attached(device_on(disk, config)):
+        assert await guest.write(0, bytes(512)) == S_OK
+        assert disk.flushes == 1
+
+
 # --- queues --------------------------------------------------------------------------------------
 
 
@@ -387,6 +411,16 @@ async def test_a_serial_number_asked_for_behind_a_write_is_given_too() -> None:
         name = guest.submit(T_GET_ID, room=20)
         assert (await guest.answer(write)).status == S_OK
         assert (await guest.answer(name)).data == b"mine".ljust(20, b"\0")
+
+
+async def test_a_large_copy_from_the_page_cache_does_not_hold_up_other_tasks() -> None:
+    device, guest = device_on(MemoryDisk(8 << 20, cached=True)), GuestBlk()
+    sectors = limits.INLINE_BYTES // 512
+    async with guest.attached(device):
+        assert (await guest.read(0, sectors, buffers=4)).status == S_OK
+        assert device.counters()["handed_over"] == 0
+        assert (await guest.read(0, sectors + 1, buffers=4)).status == S_OK
+        assert device.counters()["handed_over"] == 1
 
 
 async def test_requests_are_counted_by_what_the_guest_sees() -> None:

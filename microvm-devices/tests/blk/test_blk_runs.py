@@ -148,6 +148,27 @@ async def test_a_long_request_is_left_between_two_pieces_and_begun_again() -> No
         assert disk.done[2:] == [("zeroes", 0), ("zeroes", step), ("zeroes", 2 * step)]
 
 
+@pytest.mark.parametrize("type_", [T_IN, T_OUT])
+async def test_and_so_is_a_long_transfer(type_: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PIECE_BYTES", 1024)
+    disk, guest = GatedDisk(), GuestBlk()
+    device = BlkDevice(DRIVE, disk.opener())
+    async with device.lifespan():
+        async with running_until_cancelled(guest, device, disk):
+            if type_ == T_IN:
+                head = guest.submit(T_IN, 0, room=3072)
+            else:
+                head = guest.submit(T_OUT, 0, b"p" * 3072)
+            await disk.wait_entered()
+        assert [sector for _, sector in disk.done] == [0]
+        assert guest.answered() == {}
+        disk.passes.release(3)
+        async with guest.running(device, fresh=False):
+            answer = await guest.answer(head)
+        assert (answer.status, answer.written) == (S_OK, 3073 if type_ == T_IN else 1)
+        assert [sector for _, sector in disk.done] == [0, 0, 2, 4]
+
+
 async def test_all_queues_are_quiet_when_the_run_has_ended() -> None:
     disk, guest = GatedDisk(), GuestBlk(queues=2)
     device = BlkDevice(DRIVE, disk.opener())
