@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from microvm.forwards.addresses import Address
 
+    Handle = Callable[[HalfCloseableStream], Awaitable[None]]
     Connect = Callable[[], Awaitable[HalfCloseableStream]]
     Open = Callable[[], AbstractAsyncContextManager[tuple[Address, Listener[HalfCloseableStream]]]]
 
@@ -28,20 +29,37 @@ MAX_CONNECTIONS: Final = 1024
 """Of one forward at once; more wait to be accepted. A vsock device has room for 1023."""
 
 
+def carrying_to(connect: Connect) -> Handle:
+    """Serve a connection by carrying it to another, which `connect` opens.
+
+    What a person sees of a place where nobody listens is a connection that is reset.
+    """
+
+    async def handle(stream: HalfCloseableStream) -> None:
+        try:
+            other = await connect()
+        except (MicrovmError, OSError):
+            reset_on_close(stream)
+            raise
+        await carry(stream, other)
+
+    return handle
+
+
 class Forward:
-    """A forward that works; `Machine.forward` and `Machine.expose` make them.
+    """A forward that works; `Machine.forward`, `expose`, `socks5` and their like make them.
 
     It lasts until it is closed or the machine ends. An async context manager, or closed by
     `aclose`; both end its connections. For the trio thread of its machine.
 
     Args:
-        target: Where it leads.
-        connect: Opens a stream to there.
+        target: Where it leads: an address, or what is there in a few words.
+        handle: Serves one connection to its end, which then is closed.
     """
 
-    def __init__(self, target: Address, connect: Connect) -> None:
-        self.target = target
-        self._connect = connect
+    def __init__(self, target: Address | str, handle: Handle) -> None:
+        self._target = target
+        self._handle = handle
         self._address: Address | None = None
         self._connections = 0
         self._places = trio.Semaphore(MAX_CONNECTIONS)
@@ -49,13 +67,18 @@ class Forward:
         self._ended = trio.Event()
 
     def __repr__(self) -> str:
-        return f"<Forward {self._address} to {self.target}>"
+        return f"<Forward {self._address} to {self._target}>"
 
     @property
     def address(self) -> Address:
         """Where to connect, its port chosen."""
         assert self._address is not None
         return self._address
+
+    @property
+    def target(self) -> Address | str:
+        """Where it leads."""
+        return self._target
 
     @property
     def connections(self) -> int:
@@ -106,20 +129,15 @@ class Forward:
                 except (trio.ClosedResourceError, MicrovmError) as error:
                     log.debug("%r accepts no more: %s", self, error)
                     return
-                nursery.start_soon(self._carry, stream)
+                nursery.start_soon(self._serve_one, stream)
 
-    async def _carry(self, stream: HalfCloseableStream) -> None:
+    async def _serve_one(self, stream: HalfCloseableStream) -> None:
         self._connections += 1
         try:
             async with stream:
-                try:
-                    other = await self._connect()
-                except (MicrovmError, OSError) as error:
-                    # What a person sees of a port that nobody serves is a refused connection.
-                    log.info("%r: %s", self, error)
-                    reset_on_close(stream)
-                    return
-                await carry(stream, other)
+                await self._handle(stream)
+        except (MicrovmError, OSError) as error:
+            log.info("%r: %s", self, error)
         except Exception:
             log.exception("%r: a connection was lost", self)
         finally:

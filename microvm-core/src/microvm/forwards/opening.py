@@ -11,7 +11,7 @@ from microvm._groups import only_error
 from microvm.errors import ConfigError
 from microvm.forwards import sockets
 from microvm.forwards.addresses import Address, TcpAddress, UnixAddress, VsockAddress
-from microvm.forwards.forward import Forward
+from microvm.forwards.forward import Forward, carrying_to
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from trio.abc import HalfCloseableStream, Listener
 
     from microvm.abc import Guest, GuestChannels
-    from microvm.forwards.forward import Open
+    from microvm.forwards.forward import Handle, Open
 
 FIRST_PORT: Final = 1 << 31
 """Ports of the host's that the guest's agent dials for `expose`, from here on. Users have the
@@ -64,6 +64,17 @@ class ForwardOpener:
             guest = await self._wait_ready()
             return await guest.connect_to(target)
 
+        return await self.on_host(begin, target, carrying_to(connect))
+
+    async def on_host(
+        self, begin: TcpAddress | UnixAddress, target: Address | str, handle: Handle
+    ) -> Forward:
+        """Listen on the host; each connection is served by `handle`.
+
+        Raises:
+            ConfigError: `begin` can't be listened at.
+        """
+
         @asynccontextmanager
         async def listen() -> AsyncIterator[tuple[Address, Listener[HalfCloseableStream]]]:
             listener = await sockets.open_listener(begin)
@@ -72,7 +83,7 @@ class ForwardOpener:
             finally:
                 listener.close()
 
-        return await self._serve(Forward(target, connect), listen)
+        return await self._serve(Forward(target, handle), listen)
 
     async def out_of_guest(self, begin: Address, target: TcpAddress | UnixAddress) -> Forward:
         """Offer `target`, a service of the host's, at `begin` in the guest.
@@ -85,6 +96,16 @@ class ForwardOpener:
         async def connect() -> HalfCloseableStream:
             return await sockets.connect(target)
 
+        return await self.in_guest(begin, target, carrying_to(connect))
+
+    async def in_guest(self, begin: Address, target: Address | str, handle: Handle) -> Forward:
+        """Listen in the guest; each connection is served on the host by `handle`.
+
+        Raises:
+            ConfigError: `begin` is a vsock port that is taken.
+            GuestError: the guest's agent can't listen there.
+        """
+
         @asynccontextmanager
         async def listen() -> AsyncIterator[tuple[Address, Listener[HalfCloseableStream]]]:
             if isinstance(begin, VsockAddress):
@@ -96,7 +117,7 @@ class ForwardOpener:
             async with listener, guest.listen_at(begin, port) as address:
                 yield address, listener
 
-        return await self._serve(Forward(target, connect), listen)
+        return await self._serve(Forward(target, handle), listen)
 
     def _listen_anywhere(self) -> tuple[int, Listener[HalfCloseableStream]]:
         while True:

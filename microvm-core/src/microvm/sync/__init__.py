@@ -1,0 +1,39 @@
+"""The same machines without async: for scripts, threads, notebooks, and beside asyncio.
+
+    from microvm.sync import Machine
+
+    with Machine() as machine:
+        print(machine.run(["uname", "-a"]).stdout.decode())
+
+The names and arguments are those of `microvm.Machine` and its kin; a call returns when it is done.
+Every machine of the process lives on one trio loop, on a thread that is started with the first
+of them. Any thread may use a machine, several at once.
+
+* Ctrl-C in a call cancels what the call does, then comes out of it as ever.
+* No call takes a timeout: `fail_after` and `move_on_after` bound all calls within their block.
+* When the interpreter exits, in whatever way that runs `atexit`, machines that are left are ended.
+* A process forked from this one can't use its machines, and does not end them.
+* Streams to ports are plain blocking sockets, a command's streams are binary files.
+
+Importing this costs no trio: that comes with the first machine.
+"""
+
+from microvm.sync._channels import Listener
+from microvm.sync._deadlines import Deadline, TooSlowError, fail_after, move_on_after
+from microvm.sync._forward import Forward
+from microvm.sync._guest import Guest
+from microvm.sync._machine import Machine
+from microvm.sync._process import CommandInput, GuestProcess
+
+__all__ = [
+    "CommandInput",
+    "Deadline",
+    "Forward",
+    "Guest",
+    "GuestProcess",
+    "Listener",
+    "Machine",
+    "TooSlowError",
+    "fail_after",
+    "move_on_after",
+]
