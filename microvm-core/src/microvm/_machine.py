@@ -1,10 +1,10 @@
 """`Machine`: the handle an application holds.
 
 Everything a machine needs lives in one stack of contexts, entered in this order and left in the
-opposite one: the console's sink, device lifespans, the provisioners' listeners, the platform's
-machine, a nursery with two tasks (one waits for the machine's end, one makes the guest ready). The
-guest may dial the host before the platform's `start` has returned, hence listeners first; and the
-sink is there for its last words.
+opposite one: the control socket, the console's sink, device lifespans, the provisioners' listeners,
+the platform's machine, a nursery with two tasks (one waits for the machine's end, one makes the
+guest ready). The guest may dial the host before the platform's `start` has returned, hence
+listeners first; and the sink is there for its last words.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 import trio
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from microvm.consoles.served import SinkService
     from microvm.forwards.forward import Forward
     from microvm.forwards.opening import ForwardOpener
+    from microvm.outbound import OutboundPolicy
     from microvm.plugins import PluginManager
 
 log = logging.getLogger("microvm")
@@ -110,6 +111,8 @@ class Machine:
         self._stopping = False
         self._guest_agreed = False
         self._paused = False
+        self._one_stop = trio.Lock()
+        """Several may ask for the end at once, and the guest is asked by one of them."""
 
     # --- life ----------------------------------------------------------------------------
 
@@ -149,6 +152,11 @@ class Machine:
             assembly = self._assembly = assemble(self.config, self._plugins, self._timeline)
         try:
             async with AsyncExitStack() as stack:
+                if self.config.name is not None:
+                    from microvm.control.server import ControlServer
+
+                    server = ControlServer(self.config.name, self)
+                    await stack.enter_async_context(server.lifespan())
                 self._console = await self._join_console(stack, assembly)
                 for attached in assembly.plan.devices:
                     await stack.enter_async_context(attached.device.lifespan())
@@ -278,6 +286,15 @@ class Machine:
             self._plugins.notify_machine_stopped(self, self._outcome)
 
     # --- what it is ----------------------------------------------------------------------
+
+    @property
+    def state(self) -> Literal["starting", "running", "paused", "ended"]:
+        """What it does now, in a word."""
+        if self._outcome is not None:
+            return "ended"
+        if self._running is None:
+            return "starting"
+        return "paused" if self._paused else "running"
 
     @property
     def backend(self) -> BackendChoice:
@@ -510,6 +527,72 @@ class Machine:
         begin = guest_address(guest_host, guest_port, guest_path, vsock_port)
         return await self._forwards().out_of_guest(begin, target)
 
+    async def socks5(
+        self,
+        *,
+        host: str | None = None,
+        port: int | None = None,
+        path: str | Path | None = None,
+        guest_port: int | None = None,
+    ) -> Forward:
+        """Offer on the host a SOCKS5 proxy whose other end is the guest.
+
+        Its clients reach what the guest reaches: through its network, its VPN, its name servers.
+        Returns when the guest is ready for them. Works until it is closed or the machine ends.
+        Every program of this host's can use a port; an AF_UNIX socket only this user's.
+
+        Args:
+            host: A numeric address of this host's to listen at; 127.0.0.1 if not given.
+            port: The port there; one is chosen if not given, see `Forward.address`.
+            path: In place of a port, where to make an AF_UNIX socket, mode 0600.
+            guest_port: A SOCKS5 server of your own on the guest's loopback; the agent's if not
+                given.
+
+        Raises:
+            ConfigError: it can't be listened at, or the guest's agent can't do it.
+            GuestError: the guest's server did not start.
+            BootError: the guest did not get ready.
+        """
+        from microvm.forwards.addresses import TcpAddress, host_address
+
+        begin = host_address(host, port, path, default_port=0)
+        guest = await self.wait_ready()
+        server = None if guest_port is None else TcpAddress(port=guest_port)
+        handle = await guest.socks5_handler(server)
+        return await self._forwards().on_host(begin, "the guest's SOCKS5 server", handle)
+
+    async def connect_through(self, host: str, port: int) -> HalfCloseableStream:
+        """Open a stream to whatever the guest can reach; see `Guest.connect_through`."""
+        guest = await self.wait_ready()
+        try:
+            return await guest.connect_through(host, port)
+        except GuestGone as error:
+            raise await self._explained(error) from error
+
+    async def outbound_proxy(
+        self, policy: OutboundPolicy | None = None, *, guest_port: int = 1081
+    ) -> Forward:
+        """Offer the guest a SOCKS5 proxy that leads out by the host's own network.
+
+        For a guest without a network device. It is on the guest's loopback; TCP, and UDP for
+        programs that speak SOCKS5's. Works until it is closed or the machine ends.
+
+        Args:
+            policy: What may be reached; the public Internet if not given.
+            guest_port: Where it listens in the guest; 0 has one chosen.
+
+        Raises:
+            GuestError: the guest can't listen there.
+            ConfigError: the guest's agent can't do it.
+        """
+        from microvm.forwards.addresses import TcpAddress
+        from microvm.outbound import OutboundPolicy
+
+        guest = await self.wait_ready()
+        handle = guest.outbound_handler(policy if policy is not None else OutboundPolicy())
+        begin = TcpAddress(port=guest_port)
+        return await self._forwards().in_guest(begin, "what its host reaches", handle)
+
     def _forwards(self) -> ForwardOpener:
         from microvm.forwards.opening import ForwardOpener
 
@@ -553,6 +636,10 @@ class Machine:
         Doing so twice, or after it has ended, is fine.
         """
         running = self._started()
+        async with self._one_stop:
+            return await self._stop(running)
+
+    async def _stop(self, running: RunningMachine) -> MachineOutcome:
         self._stopping = True
         if self._outcome is None:
             with trio.move_on_after(STOP_GRACE_S):

@@ -17,11 +17,12 @@ import socket
 import stat
 import struct
 from pathlib import Path
-from typing import Final
-
-import trio
+from typing import TYPE_CHECKING, Final
 
 from microvm.errors import ConfigError
+
+if TYPE_CHECKING:
+    import trio
 
 MAX_ADDRESS_BYTES: Final = 107
 LOCK_TIMEOUT_S: Final = 2.0
@@ -131,6 +132,8 @@ class SocketDirectory:
         Raises:
             ConfigError: something is there that must not be replaced.
         """
+        import trio  # connecting does without
+
         with trio.move_on_after(LOCK_TIMEOUT_S) as bound:
             await self._lock()
         if bound.cancelled_caught:
@@ -146,6 +149,8 @@ class SocketDirectory:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     async def _lock(self) -> None:
+        import trio
+
         while True:
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

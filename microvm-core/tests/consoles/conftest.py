@@ -51,14 +51,13 @@ def served() -> Served:
                 await sink.serve(console)
             bench.ended.set()
 
-        async with sink.lifespan():
-            async with trio.open_nursery() as nursery:
-                door.serve_in(nursery)
-                nursery.start_soon(run)
-                yield bench
-                bench.hub.finish()
-                with trio.fail_after(5):
-                    await bench.ended.wait()
+        async with sink.lifespan(), trio.open_nursery() as nursery:
+            door.serve_in(nursery)
+            nursery.start_soon(run)
+            yield bench
+            bench.hub.finish()
+            with trio.fail_after(5):
+                await bench.ended.wait()
         assert Census.take().descriptors == before.descriptors
 
     return serve

@@ -35,6 +35,10 @@ from microvm.plugins import BackendFactory, ProvisionerFactory
 from microvm.testing.channels import MemoryChannels
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from microvm._machine import Machine
+    from microvm.abc import ConsoleSink
     from microvm.timeline import BootTimeline
 
 STOPPED = MachineOutcome(reason=OutcomeReason.STOPPED, detail="The host stopped it.")
@@ -178,6 +182,35 @@ class ScriptedBackend:
         return ProbeReport(
             backend=self.name, usable=self.usable, reason=self.reason, remedy=self.remedy
         )
+
+
+def scripted_machine(
+    kernel: Path,
+    script: Script = runs_until_killed,
+    *,
+    sink: ConsoleSink | None = None,
+    capabilities: frozenset[Capability] | None = None,
+    **fields: Any,
+) -> Machine:
+    """A machine, to be entered, whose guest is a script and has no agent.
+
+    Args:
+        kernel: A file that looks like one (`boot_files.tiny_kernel`).
+        script: The guest.
+        sink: As `Machine`'s ``console``.
+        capabilities: The backend's; all there are, if not given.
+        fields: Of its `MachineConfig`.
+    """
+    from microvm._machine import Machine
+    from microvm.config import BootSource, MachineConfig
+    from microvm.testing.plugins import plugin_manager
+
+    backend = ScriptedBackend(
+        platform=ScriptedPlatform(script),
+        capabilities=frozenset(Capability) if capabilities is None else capabilities,
+    )
+    given = {"boot": BootSource(kernel=kernel), "vsock": None, "provisioners": (), **fields}
+    return Machine(MachineConfig(**given), plugins=plugin_manager(backend.factory()), console=sink)
 
 
 class ScriptedLink(GuestLink):

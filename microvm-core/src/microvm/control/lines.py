@@ -1,0 +1,122 @@
+"""What is said through a control socket: lines of JSON, bounded. Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from microvm.errors import MicrovmError
+
+MAX_REQUEST_BYTES: Final = 4096
+MAX_ANSWER_BYTES: Final = 4 << 20
+"""A machine has some hundred counters, and a thousand places where its guest left."""
+
+VERBS: Final = ("info", "stats", "stop", "console")
+
+
+class BadRequest(MicrovmError):
+    """What a client said is no request."""
+
+    code = "control.request"
+
+
+class LineReader:
+    """Takes a stream in pieces; gives its lines, each bounded.
+
+    Args:
+        limit: Of a line, in bytes, the line break not counted.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._pending = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the stream."""
+        self._pending += data
+
+    def next(self) -> bytes | None:
+        """The next line, or None while it has not come whole.
+
+        Raises:
+            BadRequest: it is longer than allowed, also when its end has not come.
+        """
+        end = self._pending.find(b"\n", 0, self._limit + 1)
+        if end < 0:
+            if len(self._pending) > self._limit:
+                raise BadRequest(f"A line may have {self._limit} bytes.")
+            return None
+        line = bytes(self._pending[:end])
+        del self._pending[: end + 1]
+        return line
+
+    def rest(self) -> bytes:
+        """What came behind the last line, which is the caller's from now on."""
+        rest = bytes(self._pending)
+        self._pending.clear()
+        return rest
+
+
+def request(verb: str) -> bytes:
+    """The line that asks for it."""
+    return _line({"do": verb})
+
+
+def parse_request(line: bytes) -> str:
+    """What is asked for: one of `VERBS`.
+
+    Raises:
+        BadRequest: nothing that there is.
+    """
+    message = _parse(line)
+    verb = message.get("do")
+    if not isinstance(verb, str) or verb not in VERBS:
+        raise BadRequest("There is no such request.", remedy=f"Say one of: {', '.join(VERBS)}.")
+    return verb
+
+
+def answer(value: dict[str, Any]) -> bytes:
+    """The line that says so."""
+    return _line({"ok": value})
+
+
+def refusal(error: MicrovmError) -> bytes:
+    """The line that says that it can't be, and why."""
+    return _line({"error": error.code, "message": error.message, "remedy": error.remedy})
+
+
+class Refused(MicrovmError):
+    """A machine refused what it was asked for."""
+
+    code = "control.refused"
+
+
+def parse_answer(line: bytes) -> dict[str, Any]:
+    """What a machine answered.
+
+    Raises:
+        Refused: it did not do it; with its own words.
+        BadRequest: it did not answer as it should.
+    """
+    message = _parse(line)
+    value = message.get("ok")
+    if isinstance(value, dict):
+        return value
+    said, remedy = message.get("message"), message.get("remedy")
+    if isinstance(said, str):
+        raise Refused(said, remedy=remedy if isinstance(remedy, str) else None)
+    raise BadRequest("The machine's program answered something else.")
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        raise BadRequest("A line that is no JSON.") from None
+    if not isinstance(message, dict):
+        raise BadRequest("A line that is no JSON object.")
+    return message

@@ -1,0 +1,208 @@
+"""`ControlServer`: a machine's end of its control socket."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from microvm.control.directory import SUFFIX, open_directory
+from microvm.control.lines import (
+    MAX_REQUEST_BYTES,
+    BadRequest,
+    LineReader,
+    answer,
+    parse_request,
+    refusal,
+)
+from microvm.errors import GuestGone, MicrovmError
+from microvm.unix_sockets import is_trusted, peer_uid
+
+if TYPE_CHECKING:
+    from microvm._machine import Machine
+
+log = logging.getLogger("microvm")
+
+MAX_CLIENTS: Final = 128
+BACKLOG: Final = 128
+REQUEST_WITHIN_S: Final = 60.0
+"""From one answer to the whole of the next request."""
+ANSWER_WITHIN_S: Final = 10.0
+"""For a client to read what it asked for."""
+LAST_ANSWERS_WITHIN_S: Final = 0.5
+"""For those who asked for the machine's end to be told of it."""
+CHUNK_BYTES: Final = 4096
+
+
+class ControlServer:
+    """Serves one machine to other programs of its user.
+
+    Args:
+        name: What they find it by.
+        machine: The machine.
+    """
+
+    def __init__(self, name: str, machine: Machine) -> None:
+        self._name = name
+        self._machine = machine
+        self._clients = 0
+        self._answering = 0
+        self._idle = trio.Event()
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        """To be held open around the machine's life; the name is taken, and given back behind it.
+
+        Raises:
+            ConfigError: another machine has the name, or there is no place for sockets.
+        """
+        directory = open_directory(create=True)
+        assert directory is not None
+        try:
+            bound = await directory.listen(f"{self._name}{SUFFIX}", BACKLOG)
+            try:
+                listener = trio.SocketListener(trio.socket.from_stdlib_socket(bound.sock))
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._accept, listener, nursery)
+                    yield
+                    with trio.move_on_after(LAST_ANSWERS_WITHIN_S):
+                        while self._answering:
+                            self._idle = trio.Event()
+                            await self._idle.wait()
+                    nursery.cancel_scope.cancel()
+            finally:
+                bound.close()
+        finally:
+            directory.close()
+
+    async def _accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
+        """Take clients; short of descriptors, trio waits a little and says so."""
+        await trio.serve_listeners(self._serve, [listener], handler_nursery=nursery)
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        """One client. Whatever it does, and whatever goes wrong, ends this connection alone."""
+        self._clients += 1
+        try:
+            async with stream:
+                if not is_trusted(peer_uid(stream.socket)):
+                    return
+                if self._clients > MAX_CLIENTS:
+                    busy = BadRequest("Too many programs talk to this machine.")
+                    await stream.send_all(refusal(busy))
+                    return
+                await self._converse(stream)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the client has gone
+        except Exception:
+            log.exception("A client of the machine %s could not be served.", self._name)
+        finally:
+            self._clients -= 1
+
+    async def _converse(self, stream: trio.SocketStream) -> None:
+        lines = LineReader(MAX_REQUEST_BYTES)
+        while True:
+            try:
+                line = await _next_line(stream, lines)
+                if line is None:
+                    return
+            except BadRequest as error:
+                await self._say(stream, refusal(error))
+                return
+            try:
+                verb = parse_request(line)
+                if verb == "console":
+                    await self._console(stream, lines.rest())
+                    return
+                said = answer(await self._answer(verb))
+            except MicrovmError as error:
+                said = refusal(error)
+            if not await self._say(stream, said):
+                return
+
+    async def _say(self, stream: trio.SocketStream, said: bytes) -> bool:
+        """Send an answer; whether the client took it."""
+        with trio.move_on_after(ANSWER_WITHIN_S) as bound:
+            await stream.send_all(said)
+        return not bound.cancelled_caught
+
+    async def _answer(self, verb: str) -> dict[str, Any]:
+        self._answering += 1
+        try:
+            match verb:
+                case "info":
+                    return self._info()
+                case "stats":
+                    self._must_run()
+                    return self._machine.metrics.to_json()
+                case _:
+                    self._must_run()
+                    outcome = await self._machine.stop()
+                    return {"reason": outcome.reason.value, "detail": outcome.detail}
+        finally:
+            self._answering -= 1
+            self._idle.set()
+
+    def _must_run(self) -> None:
+        if self._machine.state == "starting":
+            raise GuestGone("The machine is still starting.", remedy="Try again in a moment.")
+
+    def _info(self) -> dict[str, Any]:
+        machine = self._machine
+        backend = None if machine.state == "starting" else machine.backend.name
+        return {
+            "name": self._name,
+            "pid": os.getpid(),
+            "state": machine.state,
+            "backend": backend,
+            "mem_size_mib": machine.config.mem_size_mib,
+            "vcpu_count": machine.config.vcpu_count,
+            "console": machine.console_path,
+        }
+
+    # --- the console -----------------------------------------------------------------------
+
+    async def _console(self, stream: trio.SocketStream, typed: bytes) -> None:
+        """Join the client to the console, until it leaves or the guest has printed its last."""
+        self._must_run()
+        async with await self._machine.open_console() as console:
+            await stream.send_all(answer({}))
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_type, stream, console, typed, nursery.cancel_scope)
+                    async for chunk in console:
+                        await stream.send_all(chunk)
+                    nursery.cancel_scope.cancel()
+            except* (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+
+
+async def _next_line(stream: trio.SocketStream, lines: LineReader) -> bytes | None:
+    """The next request; None if the client leaves, or does not say it in time."""
+    with trio.move_on_after(REQUEST_WITHIN_S):
+        while (line := lines.next()) is None:
+            data = await stream.receive_some(CHUNK_BYTES)
+            if not data:
+                return None
+            lines.feed(bytes(data))
+        return line
+    return None
+
+
+async def _type(
+    stream: trio.SocketStream,
+    console: trio.abc.HalfCloseableStream,
+    typed: bytes,
+    client: trio.CancelScope,
+) -> None:
+    """Carry what the client types; its end is the client's."""
+    while True:
+        if typed:
+            await console.send_all(typed)
+        typed = bytes(await stream.receive_some(CHUNK_BYTES))
+        if not typed:
+            client.cancel()
+            return
