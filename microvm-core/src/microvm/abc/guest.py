@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from microvm.abc.channels import GuestChannels
     from microvm.config import BootSource, MachineConfig
     from microvm.forwards.addresses import TcpAddress, UnixAddress
+    from microvm.forwards.forward import Handle
+    from microvm.outbound import OutboundPolicy
     from microvm.timeline import BootTimeline
 
 
@@ -162,6 +164,36 @@ class Guest(ABC):
             GuestError: the guest can't listen there.
             GuestGone: the machine or its agent has ended.
         """
+        raise _cannot_forward()
+
+    async def socks5_handler(self, server: TcpAddress | UnixAddress | None = None) -> Handle:
+        """What serves a SOCKS5 client by a server in the guest, once that is up.
+
+        A client whose guest can't be reached any more is told so in SOCKS5's words. Optional, as
+        `connect_to` is.
+
+        Args:
+            server: A server of the user's own in the guest, in place of the agent's.
+
+        Raises:
+            GuestError: the guest has no server to start, or it did not start.
+            GuestGone: the machine or its agent has ended.
+        """
+        raise _cannot_forward()
+
+    async def connect_through(self, host: str, port: int) -> HalfCloseableStream:
+        """Open a stream to whatever the guest can reach; it resolves the name. Optional.
+
+        Raises:
+            ConfigError: `host` or `port` can be no host's.
+            GuestRefused: nobody listens there.
+            GuestError: the guest can't reach it, or does not know the name.
+            GuestGone: the machine or its agent has ended.
+        """
+        raise _cannot_forward()
+
+    def outbound_handler(self, policy: OutboundPolicy) -> Handle:
+        """What serves the guest's own connections as the host's SOCKS5 proxy. Optional."""
         raise _cannot_forward()
 
 
