@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -342,6 +343,49 @@ def test_the_header_of_another_format_is_data(image: Path, head: bytes) -> None:
         assert disk.size == SIZE
         assert disk.read(into, 0, 512) == 512
         assert bytes(into[0]) == head
+
+
+# --- block devices ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loop_device(image: Path) -> Iterator[Path]:
+    if not shutil.which("losetup") or os.geteuid() != 0:
+        pytest.skip("makes a loop device")
+    attached = subprocess.run(["losetup", "-f", "--show", image], capture_output=True, text=True)
+    if attached.returncode:
+        pytest.skip(f"no loop devices here: {attached.stderr}")
+    device = attached.stdout.strip()
+    yield Path(device)
+    subprocess.run(["losetup", "-d", device], check=True)
+
+
+def test_a_block_device_is_a_disk_of_its_size(loop_device: Path, image: Path) -> None:
+    before = image.read_bytes()
+    check_drive(DriveConfig(path=loop_device))
+    with opened(loop_device) as disk:
+        assert disk.size == SIZE
+        into = views(4096)
+        assert disk.read(into, 4096, 4096) == 4096
+        assert into[0] == before[4096:8192]
+        disk.write([memoryview(b"b" * 4096)], 0, 4096)
+        disk.write_zeroes(4096, 8192, unmap=True)
+        disk.write_zeroes(12288, 4096, unmap=False)
+        disk.discard(65536, 65536)
+        disk.flush()
+    after = image.read_bytes()
+    assert after[:16384] == b"b" * 4096 + bytes(12288)
+    assert after[16384:65536] == before[16384:65536]
+
+
+def test_a_block_device_that_is_in_use_is_refused_unless_it_is_only_read(loop_device: Path) -> None:
+    """As when it is mounted: the host holds it exclusively then."""
+    with opened(loop_device):
+        with pytest.raises(ImageError, match="in use") as caught:
+            open_raw_disk(DriveConfig(path=loop_device))
+        assert str(loop_device) in str(caught.value)
+    with opened(loop_device, read_only=True), opened(loop_device, read_only=True):
+        pass
 
 
 # --- 45: locks -------------------------------------------------------------------------------

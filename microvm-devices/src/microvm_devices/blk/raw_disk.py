@@ -258,6 +258,6 @@ def _unusable(path: Path, error: OSError | ValueError, *, read_only: bool) -> Im
     elif code in {errno.EACCES, errno.EPERM}:
         remedy = "Make it readable for this user."
     elif code == errno.EBUSY:
-        reason = "the host uses it itself, for instance as a mounted file system"
-        remedy = "Unmount it, or attach it read-only."
+        reason = "it is in use, by another machine or by the host itself as a file system"
+        remedy = "Stop or unmount that, or attach it read-only."
     return ImageError(f"The disk {path} can't be used: {reason}.", remedy=remedy)
