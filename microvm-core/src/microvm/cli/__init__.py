@@ -15,7 +15,7 @@ from importlib import import_module
 
 import microvm
 
-COMMANDS = ("run", "shell", "doctor", "plugins", "image")
+COMMANDS = ("run", "shell", "ls", "console", "stats", "stop", "doctor", "plugins", "image")
 """Each is a module of this package."""
 
 EXIT_OWN_FAILURE = 125

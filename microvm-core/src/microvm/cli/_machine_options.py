@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from microvm.cli._machine_help import MachineHelp
+
 if TYPE_CHECKING:
     from microvm.config import MachineConfig
+    from microvm.plugins import NetBackendFactory
 
 
 def add_machine_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--backend``, ``--mem-size-mib`` and their like."""
+    parser.formatter_class = MachineHelp
     group = parser.add_argument_group("machine")
     group.add_argument("--backend", metavar="NAME", help="run on this backend and no other")
     group.add_argument("--mem-size-mib", type=int, default=128, metavar="N", help="default: 128")
@@ -18,6 +22,41 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--kernel", metavar="PATH", help="a kernel of your own (bzImage or ELF)")
     group.add_argument("--initrd", metavar="PATH", help="an initrd of your own")
     group.add_argument("--cmdline", default="", metavar="WORDS", help="more kernel parameters")
+    group.add_argument(
+        "--disk",
+        action="append",
+        default=[],
+        metavar="PATH[,ro][,root]",
+        help="a disk: a file or a block device, as it is (raw); may be given several times. Also: "
+        "writethrough, serial=TEXT, queues=N. A comma in the path is written twice",
+    )
+    group.add_argument(
+        "--net",
+        action="append",
+        default=[],
+        metavar="BACKEND[:...]",
+        help="a network device, and what carries it; may be given several times",
+    )
+    group.add_argument(
+        "--net-capture", metavar="FILE", help="write the network's frames to this file (pcap)"
+    )
+    group.add_argument(
+        "--device",
+        action="append",
+        default=[],
+        metavar="NAME[,KEY=VALUE...]",
+        help="a device by the name of its plugin; may be given several times",
+    )
+    group.add_argument(
+        "--console",
+        default="ring",
+        metavar="ring|file:PATH|stdio|pty",
+        help="where the guest's console leads: nowhere, into a file, to this terminal (Ctrl-] or "
+        "~. leaves), or to a terminal of its own (default: ring)",
+    )
+    group.add_argument(
+        "--name", metavar="NAME", help="let other terminals reach it: microvm console NAME"
+    )
     group.add_argument(
         "--vsock-uds",
         metavar="PATH",
@@ -44,6 +83,7 @@ def machine_config(args: argparse.Namespace) -> MachineConfig:
     Raises:
         ConfigError: they don't fit together.
     """
+    from microvm.cli import _option_words as words
     from microvm.config import BootSource, MachineConfig, VsockConfig
     from microvm.errors import ConfigError
 
@@ -57,8 +97,19 @@ def machine_config(args: argparse.Namespace) -> MachineConfig:
         vcpu_count=args.vcpus,
         boot=boot,
         cmdline=args.cmdline,
+        console=words.parse_console(args.console),
+        name=args.name,
+        drives=tuple(map(words.parse_disk, args.disk)),
+        nets=words.parse_nets(args.net, args.net_capture, _net_backend),
+        devices=tuple(map(words.parse_device, args.device)),
         backend=args.backend,
         vsock=VsockConfig(uds_path=args.vsock_uds),
         isolation=args.isolation,
         ready_within_s=args.ready_within,
     )
+
+
+def _net_backend(name: str) -> NetBackendFactory:
+    from microvm.plugins import installed_plugins
+
+    return installed_plugins().load_net_backend(name)

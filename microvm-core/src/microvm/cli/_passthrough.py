@@ -28,9 +28,9 @@ OUTPUT_NAMES = {STDOUT: "Standard output", STDERR: "Standard error"}
 
 
 async def run_passthrough(
-    machine: Machine, argv: Sequence[str], *, tty: bool, **options: Any
+    machine: Machine, argv: Sequence[str], *, tty: bool, stdin: bool = True, **options: Any
 ) -> RunResult:
-    """Run a command with our own stdin, stdout and stderr, and a terminal if `tty`."""
+    """Run a command with our own stdout, stderr and, if `stdin`, stdin; a terminal if `tty`."""
     size = _terminal_size() if tty else None
     async with machine.spawn(argv, tty=size, **options) as process:
         try:
@@ -40,6 +40,7 @@ async def run_passthrough(
                     _copy_out(process.stdout, STDOUT),
                     _copy_out(process.stderr, STDERR),
                     tty=tty,
+                    stdin=stdin,
                 )
         except BaseExceptionGroup as group:
             if group.split(SystemExit)[1] is None:  # one reader of both outputs has gone
@@ -65,15 +66,21 @@ async def run_collected(machine: Machine, argv: Sequence[str], **options: Any) -
 
 
 async def _joined(
-    process: GuestProcess, *outputs: Coroutine[Any, Any, None], tty: bool = False
+    process: GuestProcess,
+    *outputs: Coroutine[Any, Any, None],
+    tty: bool = False,
+    stdin: bool = True,
 ) -> RunResult:
-    """Feed a command our stdin and drain its streams, until it ends."""
+    """Feed a command our stdin, or none, and drain its streams, until it ends."""
 
     async def drain(output: Coroutine[Any, Any, None]) -> None:
         await output
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_send_stdin, process)
+        if stdin:
+            nursery.start_soon(_send_stdin, process)
+        else:
+            nursery.start_soon(process.stdin.aclose)
         if tty:
             nursery.start_soon(_follow_terminal_size, process)
         async with trio.open_nursery() as draining:

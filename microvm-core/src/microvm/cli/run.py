@@ -7,16 +7,17 @@ import gc
 import json
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
-from microvm.cli import EXIT_OWN_FAILURE
+from microvm.cli import EXIT_INTERRUPTED, EXIT_OWN_FAILURE
 from microvm.cli._machine_options import add_machine_options, machine_config
 
 if TYPE_CHECKING:
     from microvm._assembly import BackendChoice
     from microvm._machine import Machine
     from microvm.abc import RunResult
+    from microvm.consoles.stdio_sink import StdioSink
     from microvm.timeline import BootTimeline
 
 
@@ -28,7 +29,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description=(
             "Boot a machine, run a command in it and exit with the command's code (128+n for "
             "signal n, 125 when microvm itself failed). Standard input, output and error pass "
-            "through as bytes."
+            "through as bytes. With --name or --console stdio the command may be left out: the "
+            "machine then runs until its guest ends, or until it is stopped."
         ),
     )
     add_machine_options(parser)
@@ -50,8 +52,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _with_command(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
     if args.argv[:1] == ["--"]:
         args.argv = args.argv[1:]
-    if not args.argv:
+    at_console = args.console == "stdio"
+    if not args.argv and not (args.name or at_console):
         parser.error("name a command to run: microvm run -- uname -a")
+    if not args.argv and args.json:
+        parser.error("--json is about a command, and there is none")
+    if at_console and (args.tty or args.json):
+        parser.error("--console stdio has the terminal: leave out --tty and --json")
     return args
 
 
@@ -88,26 +95,96 @@ def _run(args: argparse.Namespace, timeline: BootTimeline) -> int:
         from microvm._machine import Machine
         from microvm.cli._signals import ended_by_signals
 
-        machine = Machine(config, assembly=assembly)
+        sink = _stdio_sink(args)
+        machine = Machine(config, assembly=assembly, console=sink)
 
-        async def session() -> RunResult:
+        async def session() -> RunResult | None:
             async with ended_by_signals(signal.SIGTERM, signal.SIGHUP), machine:
                 import microvm.cli._passthrough  # noqa: F401 - while the guest boots
 
-                await machine.wait_ready()
+                _tell_console(args, machine)
+                if args.argv:
+                    await machine.wait_ready()
                 gc.freeze()
                 gc.enable()
-                result = await _command(args, machine, options)
+                result = await _unless_left(machine, sink, _body(args, machine, options))
                 timeline.mark("command")
             timeline.mark("stop")
             return result
 
         result = trio.run(session)
-    if args.json:
+    if args.json and result is not None:
         print(json.dumps(_report(machine, result, timeline)))
     if args.timing:
         _print_timing(timeline, machine.exit_counts)
-    return result.returncode
+    return _exit_code(args, machine, result)
+
+
+def _exit_code(args: argparse.Namespace, machine: Machine, result: RunResult | None) -> int:
+    """The command's; without one, whether the machine came to a good end."""
+    if result is not None:
+        return result.returncode
+    if args.argv:
+        return EXIT_INTERRUPTED  # the person at the console left in the middle of it
+    from microvm.outcome import OutcomeReason
+
+    outcome = machine.outcome
+    assert outcome is not None
+    good = {OutcomeReason.STOPPED, OutcomeReason.POWERED_OFF, OutcomeReason.RESET}
+    if outcome.reason in good:
+        return 0
+    print(f"microvm: {outcome.detail}", file=sys.stderr)
+    return EXIT_OWN_FAILURE
+
+
+def _stdio_sink(args: argparse.Namespace) -> StdioSink | None:
+    if args.console != "stdio":
+        return None
+    from microvm.consoles.stdio_sink import StdioSink
+
+    if sys.stdin.isatty():
+        print("microvm: at the guest's console; Ctrl-] or ~. ends the machine", file=sys.stderr)
+    return StdioSink()
+
+
+def _tell_console(args: argparse.Namespace, machine: Machine) -> None:
+    if args.console == "pty":
+        print(f"microvm: the console is at {machine.console_path}", file=sys.stderr)
+
+
+async def _unless_left(
+    machine: Machine, sink: StdioSink | None, body: Coroutine[Any, Any, RunResult | None]
+) -> RunResult | None:
+    """What the body returns; None if the person at the console leaves before."""
+    import trio
+
+    from microvm._groups import only_error
+
+    result: RunResult | None = None
+
+    async def watch(scope: trio.CancelScope) -> None:
+        await machine.wait_console()
+        if sink is not None and sink.left:
+            scope.cancel()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch, nursery.cancel_scope)
+            result = await body
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise only_error(group) from None
+    return result
+
+
+async def _body(
+    args: argparse.Namespace, machine: Machine, options: dict[str, Any]
+) -> RunResult | None:
+    """The command; without one, the machine's life."""
+    if args.argv:
+        return await _command(args, machine, options)
+    await machine.wait()
+    return None
 
 
 def _tell_choice(choice: BackendChoice) -> None:
@@ -126,7 +203,8 @@ async def _command(
 
     if args.json:
         return await run_collected(machine, args.argv, **options)
-    return await run_passthrough(machine, args.argv, tty=args.tty, **options)
+    typed = args.console != "stdio"  # else what is typed is the console's
+    return await run_passthrough(machine, args.argv, tty=args.tty, stdin=typed, **options)
 
 
 def _split_env(word: str) -> tuple[str, str]:

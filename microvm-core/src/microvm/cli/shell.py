@@ -18,11 +18,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Boot a machine and open a shell in it; the machine ends with the shell.",
     )
     add_machine_options(parser)
-    parser.set_defaults(func=run, timing=False, json=False, cwd="/root", user=None)
+    parser.set_defaults(parser=parser, func=run, timing=False, json=False, cwd="/root", user=None)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the shell; with a terminal if we have one, else as a filter."""
+    if args.console == "stdio":
+        args.parser.error("the shell has the terminal; its console may be ring, file:PATH or pty")
     args.tty = sys.stdin.isatty() and sys.stdout.isatty()
     args.argv = ["/bin/sh", "-l"] if args.tty else ["/bin/sh"]
     term = os.environ.get("TERM", "dumb") if args.tty else "dumb"

@@ -65,8 +65,10 @@ class ControlClient:
         try:
             self.sock.settimeout(within_s)
             self.sock.sendall(request(verb))
+            # Behind the answer to this one the guest's bytes begin, and those are not ours.
+            chunk = 1 if verb == "console" else CHUNK_BYTES
             while (line := self._lines.next()) is None:
-                data = self.sock.recv(CHUNK_BYTES)
+                data = self.sock.recv(chunk)
                 if not data:
                     raise GuestGone(f"The machine {self.name!r} has gone.")
                 self._lines.feed(data)
@@ -78,10 +80,10 @@ class ControlClient:
             ) from error
         return parse_answer(line)
 
-    def take(self) -> tuple[socket.socket, bytes]:
-        """The connection itself, behind a console's answer, and what has come through it yet."""
+    def take(self) -> socket.socket:
+        """The connection itself, behind a console's answer."""
         self.sock.setblocking(False)
-        return self.sock, self._lines.rest()
+        return self.sock
 
 
 def running_machines() -> Iterator[dict[str, Any]]:
