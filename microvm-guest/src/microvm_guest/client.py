@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
     from microvm.abc import GuestChannels
     from microvm.forwards.addresses import TcpAddress, UnixAddress
+    from microvm.forwards.forward import Handle
+    from microvm.outbound import OutboundPolicy
+    from microvm_guest.socks5.through import GuestSocks5
 
 RECEIVE_BYTES = 256 * 1024
 STDERR_SHOWN = 2000
@@ -71,6 +74,7 @@ class AgentClient(Guest):
         self._statuses: deque[Reply[Mapping[str, int | str]]] = deque()
         self._goodbye: Reply[None] = Reply()
         self._going_down = False
+        self._through: GuestSocks5 | None = None
         self._failure: MicrovmError | None = None
         self._outbox.put(self._connection.greet(time.time_ns()))
 
@@ -241,6 +245,46 @@ class AgentClient(Guest):
         if self._channels is None:
             return await super().connect_to(address)
         return await forwarding.connect_to(self._channels, address)
+
+    async def socks5_handler(self, server: TcpAddress | UnixAddress | None = None) -> Handle:
+        """Serve SOCKS5 clients by a server in the guest; see `Guest.socks5_handler`."""
+        if self._channels is None:
+            return await super().socks5_handler(server)
+        return await self._socks5().handler(server)
+
+    async def connect_through(self, host: str, port: int) -> HalfCloseableStream:
+        """Open a stream to what the guest can reach; see `Guest.connect_through`."""
+        if self._channels is None:
+            return await super().connect_through(host, port)
+        return await self._socks5().connect(host, port)
+
+    def outbound_handler(self, policy: OutboundPolicy) -> Handle:
+        """Serve the guest as its proxy; see `Guest.outbound_handler`."""
+        if self._channels is None:
+            return super().outbound_handler(policy)
+        from microvm_guest.socks5.outbound import OutboundProxy
+
+        return OutboundProxy(policy, self._channels).serve
+
+    def _socks5(self) -> GuestSocks5:
+        assert self._channels is not None
+        if self._through is None:
+            from microvm_guest.socks5.through import GuestSocks5
+
+            self._through = GuestSocks5(self, self._channels)
+        return self._through
+
+    async def launch(self, request: RunRequest) -> AgentProcess:
+        """Start a command that lasts as long as this client, unless it is released before.
+
+        Raises:
+            GuestError: it could not be started.
+            GuestGone: the machine or its agent has ended.
+        """
+        await self._outbox.room()
+        process = self._start(request)
+        await process.started.wait()
+        return process
 
     def listen_at(
         self, address: TcpAddress | UnixAddress, host_port: int

@@ -48,6 +48,22 @@ async def listen_at(
         yield attrs.evolve(address, port=port) if isinstance(address, TcpAddress) else address
 
 
+async def datagrams_at(
+    channels: GuestChannels, address: TcpAddress
+) -> tuple[HalfCloseableStream, int]:
+    """Have the agent take datagrams at a UDP port of the guest's.
+
+    Returns:
+        A stream of datagrams each behind its length (`forwards.DATAGRAM`), both ways, for the one
+        program that sends first; and the port, chosen if it was 0.
+
+    Raises:
+        GuestError: the guest can't have that port, or the agent is too old.
+    """
+    request = forwards.encode_datagrams(address)
+    return await _ask(channels, request, f"take datagrams at {address}")
+
+
 async def _ask(
     channels: GuestChannels, request: bytes, what: str
 ) -> tuple[HalfCloseableStream, int]:

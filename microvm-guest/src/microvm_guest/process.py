@@ -146,6 +146,11 @@ class AgentProcess(GuestProcess):
 
     # --- for the user ---------------------------------------------------------------------
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, or can't be followed any further."""
+        return self._end.known
+
     async def wait(self) -> RunResult:
         """Wait for the end; see `GuestProcess.wait`.
 

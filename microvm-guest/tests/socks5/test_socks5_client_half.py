@@ -68,6 +68,23 @@ def test_a_password_that_is_refused_is_told():
         client.feed(b"\x01\x01")
 
 
+@given(DESTINATIONS, DESTINATIONS, st.booleans())
+def test_who_reads_what_is_missing_never_reads_the_streams_bytes(destination, bound, secret):
+    credentials = Credentials("joe", "word") if secret else None
+    client = ClientHalf(destination, credentials=credentials)
+    server = ServerHalf(credentials=credentials)
+    waiting = b""
+    while client.answer is None:
+        server.feed(client.outgoing())
+        waiting += server.outgoing()
+        if isinstance(server.event, Asked) and not waiting:
+            waiting = server.reply(Reply.SUCCEEDED, bound) + b"stream"
+        piece, waiting = waiting[: client.missing], waiting[client.missing :]
+        assert piece
+        client.feed(piece)
+    assert (client.missing, client.trailing, waiting) == (0, b"", b"stream")
+
+
 @given(DESTINATIONS, st.binary(max_size=20), st.booleans(), st.integers(1, 40))
 def test_the_halves_understand_each_other_however_they_are_cut(destination, more, secret, size):
     credentials = Credentials("joe", "word") if secret else None

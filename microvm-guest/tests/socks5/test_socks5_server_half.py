@@ -149,6 +149,18 @@ def test_a_password_is_not_shown():
     assert "sésame" not in repr(SECRET)
 
 
+def test_who_reads_what_is_missing_never_reads_the_streams_bytes():
+    message = b"\x05\x02\x00\x02" + auth("joe", "sésame") + CONNECT_80
+    half, at = ServerHalf(credentials=SECRET), 0
+    while half.event is None:
+        assert half.missing > 0
+        piece = message[at : at + half.missing]
+        assert piece
+        half.feed(piece)
+        at += len(piece)
+    assert (at, half.missing, half.trailing) == (len(message), 0, b"")
+
+
 # --- hostile ---------------------------------------------------------------------------------
 
 

@@ -19,6 +19,8 @@ REQUEST: Final = struct.Struct("<BBHHHI")
 """Request, family, address length, port, zero, the host's port; the address follows."""
 REPLY: Final = struct.Struct("<II")
 """The guest's errno or 0, and the port that LISTEN chose."""
+DATAGRAM: Final = struct.Struct("<H")
+"""A datagram's length, before it."""
 MAX_ADDRESS: Final = 107
 MAX_FORWARDS: Final = 1024
 """How many the agent carries at once."""
@@ -29,6 +31,7 @@ class ForwardRequest(enum.IntEnum):
 
     CONNECT = 1
     LISTEN = 2
+    DATAGRAMS = 3
 
 
 class ForwardFamily(enum.IntEnum):
@@ -66,6 +69,11 @@ def encode_connect(address: GuestAddress) -> bytes:
 def encode_listen(address: GuestAddress, host_port: int) -> bytes:
     """Ask to listen there, and to dial `host_port` for each connection that comes."""
     return _encode(ForwardRequest.LISTEN, address, host_port)
+
+
+def encode_datagrams(address: TcpAddress) -> bytes:
+    """Ask to carry the datagrams of the program that sends to that UDP port."""
+    return _encode(ForwardRequest.DATAGRAMS, address, 0)
 
 
 def _encode(request: ForwardRequest, address: GuestAddress, host_port: int) -> bytes:

@@ -24,6 +24,7 @@ from microvm_guest.socks5.wire import (
     Method,
     Reply,
     decode_destination,
+    destination_length,
     encode_destination,
 )
 
@@ -74,7 +75,7 @@ class ClientHalf:
         self._outgoing.clear()
         return data
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | bytearray) -> None:
         """Take what the server has sent.
 
         Raises:
@@ -88,6 +89,18 @@ class ClientHalf:
         }
         while (step := steps.get(self._state)) is not None and step():
             pass
+
+    @property
+    def missing(self) -> int:
+        """How many bytes the server surely has yet to send. Who reads no more leaves the rest."""
+        have = len(self._received)
+        match self._state:
+            case _State.METHOD | _State.AUTHENTICATION:
+                return 2 - have
+            case _State.REPLY:
+                return 3 + destination_length(self._received[3:]) - have
+            case _:
+                return 0
 
     @property
     def trailing(self) -> bytes:

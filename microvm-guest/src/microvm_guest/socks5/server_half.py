@@ -28,6 +28,7 @@ from microvm_guest.socks5.wire import (
     Method,
     Reply,
     decode_destination,
+    destination_length,
     encode_destination,
 )
 
@@ -82,7 +83,7 @@ class ServerHalf:
         self._outgoing = bytearray()
         self.event: Asked | Rejected | None = None
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | bytearray) -> None:
         """Take what the client has sent."""
         self._received += data
         steps = {
@@ -109,6 +110,25 @@ class ServerHalf:
         assert self._state is _State.ASKED
         self._state = _State.OVER
         return encode_reply(reply, bound)
+
+    @property
+    def missing(self) -> int:
+        """How many bytes the client surely has yet to send. Who reads no more leaves the rest."""
+        have = len(self._received)
+        match self._state:
+            case _State.GREETING:
+                return 2 - have if have < 2 else 2 + self._received[1] - have
+            case _State.AUTHENTICATION:
+                if have < 2:
+                    return 2 - have
+                password_at = 2 + self._received[1]
+                if have <= password_at:
+                    return password_at + 1 - have
+                return password_at + 1 + self._received[password_at] - have
+            case _State.REQUEST:
+                return 3 + destination_length(self._received[3:]) - have
+            case _:
+                return 0
 
     @property
     def trailing(self) -> bytes:

@@ -180,6 +180,16 @@ def decode_destination(raw: bytes | bytearray | memoryview) -> tuple[Destination
     return Destination(text, port), end + _PORT.size
 
 
+def destination_length(raw: bytes | bytearray) -> int:
+    """How many bytes a destination has that begins with `raw`, as far as can be told."""
+    if not raw:
+        return 1
+    lengths: dict[int, int] = {AddressType.IPV4: 1 + 4, AddressType.IPV6: 1 + 16}
+    if raw[0] == AddressType.DOMAIN_NAME:
+        return 2 if len(raw) < 2 else 2 + raw[1] + _PORT.size
+    return lengths[raw[0]] + _PORT.size
+
+
 # --- datagrams (RFC 1928, 7) -----------------------------------------------------------------
 
 

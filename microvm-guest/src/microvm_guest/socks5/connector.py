@@ -1,0 +1,165 @@
+"""Where a guest's request leads on the host: resolved once, judged, and connected to just that."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import trio
+
+from microvm_guest.socks5.wire import Reply
+
+if TYPE_CHECKING:
+    from microvm.outbound import OutboundPolicy
+    from microvm_guest.socks5.wire import Destination
+
+MAX_ADDRESSES: Final = 16
+"""Of one name; the others are not tried."""
+NEXT_ATTEMPT_S: Final = 0.25
+"""RFC 8305, 5: how long one address has before the next is tried beside it."""
+MAX_LOOKUPS: Final = 8
+"""Names that are resolved at once, for all guests: each is a thread for as long as it takes."""
+
+_lookups = trio.CapacityLimiter(MAX_LOOKUPS)
+
+_REPLIES: Final = {
+    errno.ECONNREFUSED: Reply.CONNECTION_REFUSED,
+    errno.ECONNRESET: Reply.CONNECTION_REFUSED,
+    errno.ENETUNREACH: Reply.NETWORK_UNREACHABLE,
+    errno.ENETDOWN: Reply.NETWORK_UNREACHABLE,
+    errno.EAFNOSUPPORT: Reply.NETWORK_UNREACHABLE,
+    errno.EHOSTUNREACH: Reply.HOST_UNREACHABLE,
+    errno.EHOSTDOWN: Reply.HOST_UNREACHABLE,
+    errno.ETIMEDOUT: Reply.HOST_UNREACHABLE,
+    errno.EACCES: Reply.NOT_ALLOWED,
+    errno.EPERM: Reply.NOT_ALLOWED,
+}
+
+
+class OutboundRefused(Exception):
+    """A request that is not carried out.
+
+    Args:
+        reply: What the guest is told.
+        why: What the log is told.
+    """
+
+    def __init__(self, reply: Reply, why: str) -> None:
+        super().__init__(why)
+        self.reply = reply
+        self.why = why
+
+
+@attrs.frozen
+class Place:
+    """An address that may be connected to."""
+
+    family: socket.AddressFamily
+    address: tuple[str | int, ...]
+    """As the socket calls take it: numeric, so that nothing is resolved again."""
+    why: str
+    """Why it may."""
+
+    def __str__(self) -> str:
+        host, port = self.address[:2]
+        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+
+
+def reply_for(error: OSError) -> Reply:
+    """What the guest is told of an error of the host's."""
+    return _REPLIES.get(error.errno or 0, Reply.GENERAL_FAILURE)
+
+
+async def find_places(
+    policy: OutboundPolicy, destination: Destination, kind: socket.SocketKind
+) -> list[Place]:
+    """Resolve a destination, once, and keep the addresses that the policy allows.
+
+    Raises:
+        OutboundRefused: there are none.
+    """
+    host, port = destination.host, destination.port
+    if (verdict := policy.denies_name(host, port)) is not None:
+        raise OutboundRefused(Reply.NOT_ALLOWED, verdict.why)
+    try:
+        found = await trio.to_thread.run_sync(
+            lambda: socket.getaddrinfo(host, port, type=kind),
+            abandon_on_cancel=True,
+            limiter=_lookups,
+        )
+    except (OSError, UnicodeError) as error:
+        raise OutboundRefused(Reply.HOST_UNREACHABLE, f"not resolved: {error}") from error
+    places, why = [], "no address"
+    for family, _, _, _, address in found[:MAX_ADDRESSES]:
+        numeric = ipaddress.ip_address(str(address[0]).partition("%")[0])
+        place = Place(family, (str(address[0]), port, *address[2:]), "")
+        verdict = policy.judge(host, numeric, port, own=is_own(place))
+        why = f"{numeric} {verdict.why}"
+        if verdict.allowed:
+            places.append(attrs.evolve(place, why=verdict.why))
+    if not places:
+        raise OutboundRefused(Reply.NOT_ALLOWED, why)
+    return places
+
+
+def is_own(place: Place) -> bool:
+    """Whether an address is one of this host's: who sends there, sends from there.
+
+    Connecting a UDP socket sends nothing.
+    """
+    with socket.socket(place.family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(place.address)
+        except OSError:
+            return False  # and connecting will say why
+        return bool(probe.getsockname()[0] == place.address[0])
+
+
+async def connect_first(places: Sequence[Place]) -> tuple[trio.SocketStream, Place]:
+    """A connection to the first of these addresses that answers.
+
+    Raises:
+        OutboundRefused: none does; with the reply for the last that could be reached.
+    """
+    winner: tuple[trio.SocketStream, Place] | None = None
+    errors: list[OSError] = []
+
+    async def attempt(place: Place, failed: trio.Event, scope: trio.CancelScope) -> None:
+        nonlocal winner
+        try:
+            stream = await _connect(place)
+        except OSError as error:
+            errors.append(error)
+            failed.set()
+            return
+        if winner is None:
+            winner = stream, place
+        else:
+            stream.socket.close()
+        scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for place in places:
+            failed = trio.Event()
+            nursery.start_soon(attempt, place, failed, nursery.cancel_scope)
+            with trio.move_on_after(NEXT_ATTEMPT_S):
+                await failed.wait()
+    if winner is not None:
+        return winner
+    # That one family has no way out says less than what the other met.
+    told = sorted(errors, key=lambda error: reply_for(error) is Reply.NETWORK_UNREACHABLE)
+    raise OutboundRefused(reply_for(told[0]), f"not connected: {told[0].strerror or told[0]}")
+
+
+async def _connect(place: Place) -> trio.SocketStream:
+    sock = trio.socket.socket(place.family, socket.SOCK_STREAM)
+    try:
+        await sock.connect(place.address)
+    except BaseException:
+        sock.close()
+        raise
+    return trio.SocketStream(sock)

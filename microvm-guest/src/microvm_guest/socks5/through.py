@@ -1,0 +1,150 @@
+"""The way through a guest: its SOCKS5 server, and those who use it from the host.
+
+The server is the agent's own program in a process of its own (agent/socks5.c), started when it is
+first needed, with a user of its own: a routing rule for that user is a rule for everything that
+goes through it, its questions to name servers included.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from microvm.errors import GuestError, GuestRefused, MicrovmError
+from microvm.forwards.addresses import LOOPBACK, TcpAddress
+from microvm.forwards.carry import carry
+from microvm_guest.forwarding import connect_to
+from microvm_guest.protocol import RunFlag, RunRequest
+from microvm_guest.socks5.client_half import ClientHalf
+from microvm_guest.socks5.negotiate import hear, request
+from microvm_guest.socks5.server_half import ServerHalf
+from microvm_guest.socks5.wire import Destination, Reply
+
+if TYPE_CHECKING:
+    from trio.abc import HalfCloseableStream
+
+    from microvm.abc import GuestChannels
+    from microvm.forwards.addresses import UnixAddress
+    from microvm.forwards.forward import Handle
+    from microvm_guest.client import AgentClient
+    from microvm_guest.process import AgentProcess
+
+    GuestAddress = TcpAddress | UnixAddress
+
+log = logging.getLogger("microvm.socks5")
+
+SERVER_PORT: Final = 1080
+"""In the guest, on its loopback; another one is taken if it is not free."""
+SERVER_UID: Final = 1080
+"""The user that the guest's server is. Nobody else should be."""
+TELL_WITHIN_S: Final = 10.0
+"""For a client that is only to be told that there is no way."""
+MAX_LINE: Final = 200
+
+
+class GuestSocks5:
+    """The server in one guest, and streams through it.
+
+    Args:
+        client: The guest's agent, which starts the server.
+        channels: To the same guest.
+    """
+
+    def __init__(self, client: AgentClient, channels: GuestChannels) -> None:
+        self._client = client
+        self._channels = channels
+        self._one_start = trio.Lock()
+        self._process: AgentProcess | None = None
+        self._address: TcpAddress | None = None
+
+    async def connect(self, host: str, port: int) -> HalfCloseableStream:
+        """As `Guest.connect_through`."""
+        destination = Destination(host, port)
+        stream = await self._open(None)
+        try:
+            await request(stream, ClientHalf(destination), destination)
+        except BaseException as error:
+            await trio.aclose_forcefully(stream)
+            if isinstance(error, trio.BrokenResourceError):
+                raise GuestError("The stream to the guest's SOCKS5 server broke.") from error
+            raise
+        return stream
+
+    async def handler(self, server: GuestAddress | None) -> Handle:
+        """As `Guest.socks5_handler`."""
+        if server is None:
+            await self._running()
+
+        async def handle(stream: HalfCloseableStream) -> None:
+            try:
+                other = await self._open(server)
+            except MicrovmError:
+                await _tell_no_way(stream)
+                raise
+            await carry(stream, other)
+
+        return handle
+
+    async def _open(self, server: GuestAddress | None) -> HalfCloseableStream:
+        """A stream to the server. One that has died is started again."""
+        if server is not None:
+            return await connect_to(self._channels, server)
+        try:
+            return await connect_to(self._channels, await self._running())
+        except GuestRefused:
+            return await connect_to(self._channels, await self._running(again=True))
+
+    async def _running(self, *, again: bool = False) -> TcpAddress:
+        """Where the server listens; it is started if it does not run.
+
+        Args:
+            again: It was refused there, and may have died so lately that nobody knows.
+        """
+        async with self._one_start:
+            if again and self._process is not None:
+                with trio.move_on_after(1.0):
+                    await self._process.wait()
+            if self._process is None or self._process.ended or self._address is None:
+                self._address = await self._start()
+            return self._address
+
+    async def _start(self) -> TcpAddress:
+        status = await self._client.status()
+        words = ("--socks5", LOOPBACK, str(SERVER_PORT), str(SERVER_UID))
+        # The agent's own file need not be in a guest's root any more.
+        argv = [f"/proc/{status.get('pid', 1)}/exe", *words]
+        process = await self._client.launch(RunRequest(argv=argv, flags=RunFlag.NO_STDIN))
+        line = b""
+        try:
+            while not line.endswith(b"\n") and len(line) < MAX_LINE:
+                piece = await process.stdout.receive_some(MAX_LINE)
+                if not piece:
+                    break
+                line += piece
+            host, port = line.decode("ascii").split()
+            address = TcpAddress(host=host, port=int(port))
+        except (ValueError, MicrovmError) as error:
+            said = (await process.stderr.receive_some(1000)).decode("utf-8", "replace")
+            process.release()
+            raise GuestError(
+                f"The guest's SOCKS5 server did not start: {said.strip() or line!r}"
+            ) from error
+        except BaseException:
+            process.release()
+            raise
+        self._process = process
+        log.debug("the guest's SOCKS5 server is at %s", address)
+        return address
+
+
+async def _tell_no_way(stream: HalfCloseableStream) -> None:
+    """Answer a client whose guest can't be reached, in its own protocol."""
+    half = ServerHalf()
+    try:
+        with trio.move_on_after(TELL_WITHIN_S):
+            if await hear(stream, half) is not None:
+                await stream.send_all(half.reply(Reply.NETWORK_UNREACHABLE))
+    except trio.BrokenResourceError:
+        return
