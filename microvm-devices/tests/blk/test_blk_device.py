@@ -268,6 +268,7 @@ async def test_a_read_only_disk_is_not_written(image: Path) -> None:
         assert await guest.discard((0, 1, 0)) == S_IOERR
         assert await guest.flush() == S_OK
         assert (await guest.read(0, 1)).data == before[:512]
+    assert device.counters()["flushes"] == 1
     assert contents(image) == before
 
 

@@ -11,6 +11,7 @@ Never mapped into memory: where a file is shorter than it was, a mapping would e
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -86,8 +87,9 @@ class RawDisk(Disk):
     def will_read(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Have the kernel begin with all of them at once, where it takes such advice."""
         if hasattr(os, "posix_fadvise"):
-            for offset, length in ranges:
-                os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
+            with contextlib.suppress(OSError):  # the read will tell
+                for offset, length in ranges:
+                    os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
 
     def write(self, views: Sequence[memoryview], offset: int, length: int) -> None:
         self._require_room(offset, length)

@@ -25,6 +25,7 @@ from microvm_devices.blk.layout import (
     HEADER,
     HEADER_BYTES,
     S_IOERR,
+    S_OK,
     S_UNSUPP,
     SECTOR_BYTES,
     SEGMENT,
@@ -150,8 +151,10 @@ def judge(request: Request, *, size: int, read_only: bool, features: int) -> Non
         if outside or (read_only and type_ == T_OUT):
             request.status = S_IOERR
     elif type_ in _ALWAYS:
-        # A flush is served whether or not F_FLUSH was accepted: nobody loses by it.
-        return
+        # A flush is served whether or not F_FLUSH was accepted: nobody loses by it. Of a disk that
+        # nobody writes all is stable.
+        if read_only and type_ == T_FLUSH:
+            request.status = S_OK
     elif type_ in _FEATURE_OF:
         count, rest = divmod(request.length, SEGMENT_BYTES)
         if read_only:

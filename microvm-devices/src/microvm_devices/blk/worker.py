@@ -45,7 +45,8 @@ class Worker:
         del job
         try:
             await done.wait()
-        except trio.Cancelled:
+        except BaseException:
+            # Cancelled, or a KeyboardInterrupt that came to this task.
             when_cancelled()
             with trio.CancelScope(shield=True):
                 await done.wait()
