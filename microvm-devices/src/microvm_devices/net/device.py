@@ -194,9 +194,7 @@ class NetDevice(VirtioDevice):
                     await steering.wait_changed()
                     flows.cancel_scope.cancel()
 
-    async def _transmit(
-        self, active: ActiveQueue, index: int, negotiated: Negotiated
-    ) -> None:
+    async def _transmit(self, active: ActiveQueue, index: int, negotiated: Negotiated) -> None:
         from microvm_devices.net.transmit import TransmitFlow
 
         settings = self._settings
@@ -215,9 +213,7 @@ class NetDevice(VirtioDevice):
         )
         await flow.run()
 
-    async def _receive(
-        self, port: Port, queue: ReceiveQueue, negotiated: Negotiated
-    ) -> None:
+    async def _receive(self, port: Port, queue: ReceiveQueue, negotiated: Negotiated) -> None:
         from microvm_devices.net.receive import ReceiveFlow
 
         # A link that leaves segments to us gives frames as long as there are.

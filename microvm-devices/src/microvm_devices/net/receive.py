@@ -101,7 +101,8 @@ class ReceiveQueue:
         """Whether the driver can't offer more for the next frame than was taken already."""
         if not self.mergeable:
             return self.room > 0
-        return self._queue.in_flight == self._queue.size
+        size = self._queue.size
+        return self._queue.in_flight == size or len(self.views) >= size
 
     def use(self, length: int) -> int:
         """Hand back the buffers that a frame of `length` bytes, header included, lies in.
