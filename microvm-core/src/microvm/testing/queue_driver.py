@@ -174,6 +174,11 @@ class QueueDriver:
         self._kicked_idx = 0
         self._used_idx = 0
 
+    def begin_at(self, index: int) -> None:
+        """Move every index of the empty queue there, as after so many requests."""
+        self.avail_idx = self._kicked_idx = index
+        self._used_idx = self._used[1] = index
+
     # --- the device's half ---------------------------------------------------------------
 
     def queue(self, *, next_avail: int = 0) -> VirtQueue:
@@ -353,6 +358,15 @@ class QueueDriver:
             for block in offered.blocks:
                 self.heap.give_back(block)
         return buffers
+
+    def used_elements(self) -> list[tuple[int, int]]:
+        """As `used`, but heads and lengths alone: for chains that a test has written itself."""
+        elements: list[tuple[int, int]] = []
+        while self._used_idx != self._used[1]:
+            slot = 2 * (self._used_idx & (self.size - 1))
+            elements.append((self._used_ring[slot], self._used_ring[slot + 1]))
+            self._used_idx = (self._used_idx + 1) & 0xFFFF
+        return elements
 
     async def wait_used(self, count: int = 1) -> list[UsedBuffer]:
         """Wait until the device has handed back so many or more, and return them."""
