@@ -1,4 +1,8 @@
-"""What a PC has on its board and Linux can't do without: a serial port, the clock, ways to end.
+"""What a board has and Linux can't do without: a serial port, the clock, ways to end.
+
+A PC's, and the PrimeCells of an Arm board. They are here and not in `microvm_devices` because a
+board is not a board without them: it is made with them, by address, and nobody asks for them by
+name. What a user adds to a machine is a plugin.
 
 Register files, and nothing else: each is a `microvm.abc.BusDevice`, called by the vCPUs' threads
 under the lock of its bus range, and tells the machine what its guest wants through a callable
