@@ -191,6 +191,18 @@ class GuestRefused(GuestError, ConnectionRefusedError):
     code = "guest.refused"
 
 
+class GuestFileError(GuestError, OSError):
+    """The guest's system refused something with one of its files; `errno` is the guest's."""
+
+    code = "guest.file"
+
+
+class GuestFileNotFound(GuestFileError, FileNotFoundError):
+    """There is no such file or directory in the guest."""
+
+    code = "guest.file.not_found"
+
+
 class CommandFailed(GuestError):
     """A command run with `check=True` ended with a non-zero code or by a signal."""
 

@@ -7,6 +7,7 @@ breaks the protocol, everybody who waits is told at once.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -16,25 +17,45 @@ from typing import TYPE_CHECKING
 import trio
 
 from microvm.abc import Guest, GuestProcess, RunResult, TtySize
-from microvm.errors import CommandFailed, GuestGone, GuestProtocolError, MicrovmError
+from microvm.abc.jobs import DEFAULT_LOG_BYTES
+from microvm.errors import (
+    CommandFailed,
+    GuestError,
+    GuestGone,
+    GuestProtocolError,
+    MicrovmError,
+)
 from microvm_guest import forwarding
 from microvm_guest._outbox import Outbox
 from microvm_guest._replies import Reply, again
 from microvm_guest._tasks import serving
+from microvm_guest.jobs import AgentJob, job_status
 from microvm_guest.process import AgentProcess
-from microvm_guest.protocol import NEED_DATA, AgentConnection, Event, RunFlag, RunRequest
+from microvm_guest.protocol import (
+    NEED_DATA,
+    AgentConnection,
+    AttachRequest,
+    Event,
+    JobRecord,
+    Notice,
+    RunFlag,
+    RunRequest,
+)
 from microvm_guest.protocol import events as e
 
 if TYPE_CHECKING:
     from trio.abc import HalfCloseableStream, Stream
 
-    from microvm.abc import GuestChannels
+    from microvm.abc import GuestChannels, GuestFiles, JobStatus
     from microvm.forwards.addresses import TcpAddress, UnixAddress
     from microvm.forwards.forward import Handle
     from microvm.outbound import OutboundPolicy
     from microvm_guest.socks5.through import GuestSocks5
 
 RECEIVE_BYTES = 256 * 1024
+CLOCK_GOOD_S = 0.02
+"""How old the host's word of its time may be for the guest's clock to be right."""
+CLOCK_TRIES = 5
 STDERR_SHOWN = 2000
 """Characters of stderr that `CommandFailed` quotes, from its end."""
 
@@ -71,7 +92,9 @@ class AgentClient(Guest):
         self._processes: dict[int, AgentProcess] = {}
         self._hello: Reply[e.HelloReceived] = Reply()
         self._pongs: dict[int, Reply[None]] = {}
-        self._statuses: deque[Reply[Mapping[str, int | str]]] = deque()
+        self._statuses: deque[Reply[Mapping[str, int | float | str]]] = deque()
+        self._jobs: deque[Reply[tuple[JobRecord, ...]]] = deque()
+        self._notices: dict[Notice, Reply[None]] = {}
         self._goodbye: Reply[None] = Reply()
         self._going_down = False
         self._through: GuestSocks5 | None = None
@@ -115,6 +138,8 @@ class AgentClient(Guest):
         match event:
             case e.OutputReceived(stream=stream):
                 self._processes[stream].on_output(event)
+            case e.OutputSkipped(stream=stream, length=length):
+                self._processes[stream].on_skipped(length)
             case e.StdinReady(stream=stream, closed=closed):
                 self._processes[stream].on_stdin_ready(closed)
             case e.CommandStarted(stream=stream, pid=pid):
@@ -127,6 +152,10 @@ class AgentClient(Guest):
                 self._pongs.pop(token).set(None)
             case e.StatusReceived(status=status):
                 self._statuses.popleft().set(status)
+            case e.JobsReceived(jobs=jobs):
+                self._jobs.popleft().set(jobs)
+            case e.NoticeTaken(notice=notice):
+                self._notices.pop(notice).set(None)
             case e.ShutdownAgreed():
                 self._goodbye.set(None)
             case e.HelloReceived():
@@ -148,6 +177,10 @@ class AgentClient(Guest):
             pong.fail(error)
         for status in self._statuses:
             status.fail(error)
+        for jobs in self._jobs:
+            jobs.fail(error)
+        for notice in self._notices.values():
+            notice.fail(error)
         # a guest that was asked to end and is gone has done as it was told
         if self._going_down:
             self._goodbye.set(None)
@@ -155,6 +188,8 @@ class AgentClient(Guest):
         self._processes.clear()
         self._pongs.clear()
         self._statuses.clear()
+        self._jobs.clear()
+        self._notices.clear()
 
     def _check_alive(self) -> None:
         if self._failure is not None:
@@ -171,9 +206,14 @@ class AgentClient(Guest):
         """
         return await self._hello.wait()
 
-    def _start(self, request: RunRequest, max_output_bytes: int | None = None) -> AgentProcess:
+    def _start(
+        self, request: RunRequest | AttachRequest, max_output_bytes: int | None = None
+    ) -> AgentProcess:
         self._check_alive()
-        stream, raw = self._connection.run(request, time.time_ns())
+        if isinstance(request, AttachRequest):
+            stream, raw = self._connection.attach(request)
+        else:
+            stream, raw = self._connection.run(request, time.time_ns())
         process = AgentProcess(self._connection, self._outbox, stream, request, max_output_bytes)
         self._processes[stream] = process
         self._outbox.put(raw)
@@ -211,7 +251,7 @@ class AgentClient(Guest):
         return result
 
     @asynccontextmanager
-    async def _spawn(self, request: RunRequest) -> AsyncIterator[GuestProcess]:
+    async def _spawn(self, request: RunRequest | AttachRequest) -> AsyncIterator[AgentProcess]:
         await self._outbox.room()
         process = self._start(request)
         try:
@@ -239,6 +279,109 @@ class AgentClient(Guest):
                 tty=None if tty is None else (tty.rows, tty.cols),
             )
         )
+
+    async def _needs(self, minor: int, what: str) -> None:
+        """Hold what is asked against the agent's version; its greeting has to be known for that."""
+        hello = await self.wait_hello()
+        if hello.minor < minor:
+            raise GuestError(
+                f"The guest's agent is too old to {what}.",
+                remedy="Its image is older than this microvm: rebuild it (microvm image build).",
+            )
+
+    # --- files and jobs -------------------------------------------------------------------
+
+    @property
+    def files(self) -> GuestFiles:
+        """The guest's files."""
+        from microvm_guest.files.client import AgentFiles
+
+        return AgentFiles(self._launch_files)
+
+    @asynccontextmanager
+    async def _launch_files(self, words: tuple[str, str]) -> AsyncIterator[AgentProcess]:
+        await self._needs(1, "handle files")
+        stdin = RunFlag(0) if words[0] == "put" else RunFlag.NO_STDIN
+        flags = RunFlag.FILES | RunFlag.MERGE | stdin
+        async with self._spawn(RunRequest(argv=words, flags=flags)) as process:
+            yield process
+
+    async def spawn_detached(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        log_bytes: int = DEFAULT_LOG_BYTES,
+    ) -> AgentJob:
+        """Start a command that goes on by itself; see `Guest.spawn_detached`."""
+        request = RunRequest(
+            argv=argv,
+            env=tuple((env or {}).items()),
+            cwd=cwd,
+            user=user,
+            flags=RunFlag.DETACH | RunFlag.MERGE | RunFlag.NO_STDIN,
+            log_bytes=log_bytes,
+        )
+        await self._needs(1, "detach commands")
+        await self._outbox.room()
+        process = self._start(request)
+        process.forget()  # whoever is cancelled now never learns its id
+        try:
+            job_id = await process.started.wait()
+            process.forget(False)
+        finally:
+            process.release()
+        return self.job(job_id)
+
+    async def jobs(self) -> Sequence[JobStatus]:
+        """The detached commands; see `Guest.jobs`."""
+        await self._needs(1, "detach commands")
+        await self._outbox.room()
+        self._check_alive()
+        reply: Reply[tuple[JobRecord, ...]] = Reply()
+        self._jobs.append(reply)
+        self._outbox.put(self._connection.ask_jobs())
+        return tuple(job_status(job) for job in await reply.wait())
+
+    def job(self, job_id: int) -> AgentJob:
+        """A detached command by its id."""
+        return AgentJob(job_id, self._spawn, self.jobs)
+
+    # --- the machine ----------------------------------------------------------------------
+
+    async def _notify(self, notice: Notice) -> None:
+        """Tell of the machine, and wait until the agent has done what it does then."""
+        await self._needs(1, "hear of pauses")
+        await self._outbox.room()
+        self._check_alive()
+        reply = self._notices.get(notice)
+        if reply is None:
+            reply = self._notices[notice] = Reply()
+            self._outbox.put(self._connection.notify(notice, time.time_ns()))
+        await reply.wait()
+
+    async def prepare_pause(self) -> None:
+        """Have what programs in the guest wrote put on its disks; returns when it is there."""
+        await self._notify(Notice.PAUSING)
+
+    async def catch_up_clock(self) -> float:
+        """Make up for what the guest's clock has lost while the guest stood still.
+
+        Returns:
+            The seconds that the guest's clock may still be behind the host's by: the time that the
+            host's word of it took at most. A clock that somebody in the guest has set on purpose
+            keeps its offset.
+        """
+        bound = math.inf
+        for _ in range(CLOCK_TRIES):
+            begin = time.perf_counter()
+            await self._notify(Notice.RESUMED)
+            bound = min(bound, time.perf_counter() - begin)
+            if bound <= CLOCK_GOOD_S:
+                break
+        return bound
 
     async def connect_to(self, address: TcpAddress | UnixAddress) -> HalfCloseableStream:
         """Open a stream to a socket in the guest; see `Guest.connect_to`."""
@@ -305,15 +448,16 @@ class AgentClient(Guest):
         await reply.wait()
         return (time.perf_counter_ns() - begin) / 1e6
 
-    async def status(self) -> Mapping[str, int | str]:
+    async def status(self) -> Mapping[str, int | float | str]:
         """What the agent says of its guest.
 
-        Keys: build, kernel, uptime_ms, mem_total_kib, mem_available_kib, commands, connections
-        and pid, each of them only if the agent knows it.
+        Keys: build, kernel, uptime_ms, mem_total_kib, mem_available_kib, load_1, load_5 and
+        load_15 (processes that run or wait for a disk, on average), commands, jobs, connections,
+        pauses and pid, each of them only if the agent knows it.
         """
         await self._outbox.room()
         self._check_alive()
-        reply: Reply[Mapping[str, int | str]] = Reply()
+        reply: Reply[Mapping[str, int | float | str]] = Reply()
         self._statuses.append(reply)
         self._outbox.put(self._connection.ask_status())
         return await reply.wait()

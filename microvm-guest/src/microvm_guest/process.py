@@ -18,7 +18,7 @@ from microvm_guest.protocol import Channel, ErrorCode, RunFlag
 
 if TYPE_CHECKING:
     from microvm_guest._outbox import Outbox
-    from microvm_guest.protocol import AgentConnection, RunRequest
+    from microvm_guest.protocol import AgentConnection, AttachRequest, RunRequest
     from microvm_guest.protocol.events import CommandExited, CommandRefused, OutputReceived
 
 _REMEDIES = {
@@ -52,7 +52,7 @@ class AgentProcess(GuestProcess):
         connection: AgentConnection,
         outbox: Outbox,
         stream: int,
-        request: RunRequest,
+        request: RunRequest | AttachRequest,
         max_output_bytes: int | None = None,
     ) -> None:
         self._connection = connection
@@ -62,7 +62,9 @@ class AgentProcess(GuestProcess):
         self.started: Reply[int] = Reply()
         """The command's process id in the guest, once its program runs."""
         self._end: Reply[CommandExited] = Reply()
-        self._released = False
+        self._forgotten = False
+        self.skipped = 0
+        """Of a job: bytes that its log no longer had, so far."""
         self.stdin = CommandStdin(connection, outbox, stream)
         self.stdout = CommandOutput(self._keeper(Channel.STDOUT))
         self.stderr = CommandOutput(self._keeper(Channel.STDERR))
@@ -108,6 +110,10 @@ class AgentProcess(GuestProcess):
         """The command has printed."""
         self._sinks[event.channel].deliver(event.data, event.eof)
 
+    def on_skipped(self, length: int) -> None:
+        """A job's log no longer had these bytes."""
+        self.skipped += length
+
     def on_stdin_ready(self, closed: bool) -> None:
         """The command has read, or closed, its stdin."""
         if closed:
@@ -141,7 +147,7 @@ class AgentProcess(GuestProcess):
             sink.fail(error)
 
     def _give_up(self, error: MicrovmError) -> None:
-        self._outbox.put(self._connection.close(self._stream))
+        self._outbox.put(self._connection.close(self._stream, forget=self._forgotten))
         self.on_failure(error)
 
     # --- for the user ---------------------------------------------------------------------
@@ -175,6 +181,10 @@ class AgentProcess(GuestProcess):
         """Tell the command's terminal its new size; without a terminal nothing happens."""
         await self._outbox.room()
         self._outbox.put(self._connection.resize(self._stream, size.rows, size.cols))
+
+    def forget(self, forget: bool = True) -> None:
+        """Of a job: when this is let go of, the agent is to kill it and keep nothing of it."""
+        self._forgotten = forget
 
     def release(self) -> None:
         """Let go: kill it if it still runs, and take no more of its output. Needs no await.

@@ -28,8 +28,10 @@ from microvm.abc.device import (
     IrqLine,
     VirtioDevice,
 )
+from microvm.abc.files import CopyLimits, CopyReport, FileInfo, FileKind, GuestFiles
 from microvm.abc.guest import Guest, GuestLink, GuestProcess, Provisioner, RunResult, TtySize
 from microvm.abc.hypervisor import GuestDoorbell, Hypervisor, Vcpu, Vm
+from microvm.abc.jobs import GuestJob, JobOutput, JobStatus
 from microvm.abc.net import Frame, NetBackend, NetLink, NetLinks, Offload
 from microvm.abc.platform import AttachedDevice, HostedPlatform, MachinePlan, RunningMachine
 
@@ -40,16 +42,24 @@ __all__ = [
     "BusDevice",
     "Capability",
     "ConsoleSink",
+    "CopyLimits",
+    "CopyReport",
     "Doorbell",
+    "FileInfo",
+    "FileKind",
     "Frame",
     "Guest",
     "GuestChannels",
     "GuestDoorbell",
+    "GuestFiles",
+    "GuestJob",
     "GuestLink",
     "GuestProcess",
     "HostedPlatform",
     "Hypervisor",
     "IrqLine",
+    "JobOutput",
+    "JobStatus",
     "MachinePlan",
     "NetBackend",
     "NetLink",

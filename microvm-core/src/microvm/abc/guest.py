@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from microvm.abc.jobs import DEFAULT_LOG_BYTES
 from microvm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from trio.abc import HalfCloseableStream
 
     from microvm.abc.channels import GuestChannels
+    from microvm.abc.files import GuestFiles
+    from microvm.abc.jobs import GuestJob, JobStatus
     from microvm.config import BootSource, MachineConfig
     from microvm.forwards.addresses import TcpAddress, UnixAddress
     from microvm.forwards.forward import Handle
@@ -140,6 +143,49 @@ class Guest(ABC):
     async def shutdown(self) -> None:
         """Ask the guest to end itself. Returns when the agent has agreed; see `Machine.wait`."""
 
+    @property
+    def files(self) -> GuestFiles:
+        """The guest's files. Optional: an agent that can't raises `ConfigError`."""
+        raise _cannot("handle files", "Send them through a command: `cat` and its stdin.")
+
+    async def spawn_detached(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        log_bytes: int = DEFAULT_LOG_BYTES,
+    ) -> GuestJob:
+        """Start a command that goes on by itself, without stdin, and keeps a log.
+
+        It ends with the machine, not with the connection to it or with the program that started
+        it. Optional: an agent that can't raises `ConfigError`.
+
+        Args:
+            argv: As `run` takes them, and so are the next three.
+            env: Variables added to the agent's own environment.
+            cwd: Directory to start in.
+            user: A user of the guest.
+            log_bytes: How much of what it prints is kept, in the guest's memory: the last of it.
+
+        Raises:
+            GuestError: it could not be started, or the guest has as many jobs as it keeps.
+            GuestGone: the machine or its agent has ended.
+        """
+        raise _cannot("detach commands", "Have a shell in the guest run it in the background.")
+
+    async def jobs(self) -> Sequence[JobStatus]:
+        """The detached commands that run, and those that ended and were not removed; newest first.
+
+        Optional, as `spawn_detached` is.
+        """
+        raise _cannot("detach commands", "Have a shell in the guest run it in the background.")
+
+    def job(self, job_id: int) -> GuestJob:
+        """A detached command by its id. Nobody is asked whether it is there."""
+        raise _cannot("detach commands", "Have a shell in the guest run it in the background.")
+
     async def connect_to(self, address: TcpAddress | UnixAddress) -> HalfCloseableStream:
         """Open a stream to a TCP port or an AF_UNIX socket as a program in the guest would.
 
@@ -198,10 +244,11 @@ class Guest(ABC):
 
 
 def _cannot_forward() -> ConfigError:
-    return ConfigError(
-        "This guest's agent can't forward.",
-        remedy="Use a vsock port (vsock_port=) that a program in the guest serves.",
-    )
+    return _cannot("forward", "Use a vsock port (vsock_port=) that a program in it serves.")
+
+
+def _cannot(what: str, remedy: str) -> ConfigError:
+    return ConfigError(f"This guest's agent can't {what}.", remedy=remedy)
 
 
 class Provisioner(ABC):
@@ -238,4 +285,19 @@ class GuestLink(ABC):
 
         Returns the `Guest` if this provisioner is the one that runs commands. Marks `timeline`
         with ``kernel`` when the guest's first sign of life comes, ``agent`` when it is usable.
+        """
+
+    async def pausing(self) -> None:  # noqa: B027 - optional
+        """Prepare for the guest's CPUs to be stopped; it may be the last that they have done.
+
+        Called on every link at once when the machine is paused, and given a moment. Optional.
+        An error is logged, and keeps nobody from the pause.
+        """
+
+    async def clock_changed(self) -> None:  # noqa: B027 - optional
+        """Make up for time that the guest has lost, and for what that broke.
+
+        Called on every link at once, after the machine was resumed and after the host has slept:
+        the guest's clocks have stood still, and whoever it was connected to may be gone. It may
+        be cancelled when it takes long. Optional. An error is logged.
         """

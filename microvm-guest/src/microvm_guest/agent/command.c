@@ -35,7 +35,7 @@ struct command {
     pid_t pid; /* 0: reaped */
     int status;
     bool started, tty, keep;
-    bool files; /* it ends by itself, and tidily, when its pipes are closed */
+    bool tidies; /* it ends by itself when its pipes are closed, and leaves nothing half made */
     bool released; /* the host let go: only EXIT is sent */
     struct watch report;
     struct input in;
@@ -229,7 +229,7 @@ const char *command_run(struct connection *connection, const struct frame *frame
     command->pid = launch.pid;
     command->tty = launch.tty;
     command->keep = (launch.flags & RUN_KEEP) != 0;
-    command->files = (launch.flags & RUN_FILES) != 0;
+    command->tidies = (launch.flags & RUN_FILES) && !(launch.flags & RUN_NO_STDIN);
     watch_open(&command->report, launch.report, report_ready);
     open_output(&command->out, command, launch.out, FRAME_STDOUT, launch.window);
     open_output(&command->err, command, launch.err, FRAME_STDERR, launch.window);
@@ -300,7 +300,7 @@ static bool abandoned(pid_t session)
 {
     for (struct command *it = commands; it != NULL; it = it->next)
         if (it->pid == session)
-            return it->released && !it->keep && !it->files;
+            return it->released && !it->keep && !it->tidies;
     return false;
 }
 
@@ -311,7 +311,7 @@ static void let_go(struct command *command)
     watch_close(&command->out.watch);
     watch_close(&command->err.watch);
     input_close(&command->in);
-    if (command->pid != 0 && !command->keep && !command->files) {
+    if (command->pid != 0 && !command->keep && !command->tidies) {
         kill(-command->pid, SIGKILL);
         kill(command->pid, SIGKILL);
     }

@@ -1,7 +1,6 @@
 #include "records.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -121,10 +120,4 @@ void record_write_error(int error, const char *path)
     uint8_t *room = record_room();
     put_u32(room, (uint32_t)error);
     record_write(RECORD_ERROR, 4 + put_text(room + 4, path));
-}
-
-bool record_reader_gone(void)
-{
-    struct pollfd reader = {.fd = STDOUT_FILENO};
-    return poll(&reader, 1, 0) > 0 && (reader.revents & (POLLERR | POLLHUP));
 }

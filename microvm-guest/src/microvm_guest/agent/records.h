@@ -38,7 +38,4 @@ void record_write_error(int error, const char *path);
 
 void record_flush(void);
 
-/* Whether whoever asked has gone, for what says nothing until it is over. */
-bool record_reader_gone(void);
-
 #endif

@@ -5,10 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "records.h"
 #include "tree.h"
-
-static bool stoppable; /* by a host that no longer wants it */
 
 static int empty(int directory, const char *name)
 {
@@ -18,12 +15,9 @@ static int empty(int directory, const char *name)
         return errno;
     int error = 0;
     for (struct dirent *it = readdir(open_directory); it != NULL && error == 0;
-         it = readdir(open_directory)) {
+         it = readdir(open_directory))
         if (strcmp(it->d_name, ".") != 0 && strcmp(it->d_name, "..") != 0)
             error = tree_remove_at(fd, it->d_name);
-        if (stoppable && record_reader_gone())
-            error = EINTR;
-    }
     closedir(open_directory);
     return error;
 }
@@ -54,7 +48,6 @@ int tree_remove(const char *path, bool whole)
     error = removed(unlinkat(AT_FDCWD, path, AT_REMOVEDIR));
     if (!whole || (error != ENOTEMPTY && error != EEXIST))
         return error;
-    stoppable = true;
     error = empty(AT_FDCWD, path);
     return error != 0 ? error : removed(unlinkat(AT_FDCWD, path, AT_REMOVEDIR));
 }

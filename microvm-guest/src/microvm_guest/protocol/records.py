@@ -94,9 +94,7 @@ class InfoRecord:
 
     def encode(self) -> bytes:
         """The record as bytes."""
-        head = INFO.pack(
-            self.mode, self.uid, self.gid, self.size, self.mtime_ns, len(self.name)
-        )
+        head = INFO.pack(self.mode, self.uid, self.gid, self.size, self.mtime_ns, len(self.name))
         return Record(RecordKind.INFO, head + self.name + self.target).encode()
 
 

@@ -90,6 +90,7 @@ class AgentLink(GuestLink):
         self._listener = listener
         self._nursery = nursery
         self._channels = channels
+        self._client: AgentClient | None = None
 
     async def wait_ready(self, timeline: BootTimeline) -> AgentClient:
         """Wait for the agent's call and greeting; to be called once.
@@ -107,4 +108,15 @@ class AgentLink(GuestLink):
         await self._listener.aclose()
         await client.wait_hello()
         timeline.mark("agent")
+        self._client = client
         return client
+
+    async def pausing(self) -> None:
+        """Have the guest's disks written; see `GuestLink.pausing`."""
+        if self._client is not None:
+            await self._client.prepare_pause()
+
+    async def clock_changed(self) -> None:
+        """Set the guest's clock right; see `GuestLink.clock_changed`."""
+        if self._client is not None:
+            await self._client.catch_up_clock()
