@@ -81,14 +81,15 @@ class Association:
         place = await self._place(destination)
         if place is None:
             return
-        sock = self._sockets.get(place.family)
-        if sock is None:
-            sock = self._sockets[place.family] = trio.socket.socket(place.family, socket.SOCK_DGRAM)
-            # Bound before it is read from: to a port that the kernel chooses, at no address.
-            await sock.bind(("::" if place.family == socket.AF_INET6 else "", 0))
-            nursery.start_soon(self._receive_all, sock)
         try:
-            await sock.sendto(data, place.address)
+            sock = self._sockets.get(place.family)
+            if sock is None:
+                sock = trio.socket.socket(place.family, socket.SOCK_DGRAM)
+                self._sockets[place.family] = sock
+                await sock.sendto(data, place.address)  # this binds it, so that it can be read
+                nursery.start_soon(self._receive_all, sock)
+            else:
+                await sock.sendto(data, place.address)
         except OSError as error:
             log.debug("a datagram to %s was dropped: %s", place, error)
 
