@@ -146,8 +146,9 @@ class CaptureFile:
             data = bytes(self._buffer)
             self._buffer.clear()
             self._length += len(data)
-            # Not abandoned when it is cancelled: the last write follows it.
-            await trio.to_thread.run_sync(self._write, fd, data)
+            # What was taken from the buffer is written also if this is cancelled here.
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self._write, fd, data)
 
     def _write(self, fd: int, data: bytes) -> None:
         """All of `data`, in a thread."""

@@ -1,0 +1,119 @@
+"""Captures: what is in the file, and what a slow or full disk does."""
+
+import os
+import resource
+import struct
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from microvm.abc import Offload
+from microvm.errors import ConfigError
+from microvm_devices.net.capture import CaptureFile
+from microvm_devices.net.device import NetDevice
+from microvm_devices.net.packet import PLAIN
+from microvm_devices.net.testing import MAC, PEER, ScriptedNet, ethernet, running, settings
+
+HEADER_BYTES = 24
+RECORD_BYTES = 16
+
+
+def frames_in(path: Path) -> list[tuple[int, bytes]]:
+    """Time in nanoseconds and content; the format is of the pcap Internet-Draft."""
+    data = path.read_bytes()
+    assert struct.unpack("<IHHiIII", data[:HEADER_BYTES]) == (0xA1B23C4D, 2, 4, 0, 0, 262144, 1)
+    frames, at = [], HEADER_BYTES
+    while at < len(data):
+        seconds, ns, kept, length = struct.unpack_from("<IIII", data, at)
+        assert kept == length
+        at += RECORD_BYTES
+        frames.append((seconds * 10**9 + ns, data[at : at + kept]))
+        at += kept
+    assert at == len(data)
+    return frames
+
+
+@pytest.mark.parametrize("vnet_header", [False, True])
+async def test_both_directions_are_there_in_order_and_begin_with_ethernet(
+    tmp_path: Path, vnet_header: bool
+) -> None:
+    path = tmp_path / "frames.pcap"
+    net = ScriptedNet(vnet_header=vnet_header, offloads=Offload(0))
+    device = NetDevice(net, settings(capture=path))
+    head = PLAIN if vnet_header else b""
+    inward = ethernet(b"in", source=PEER, to=MAC)
+    async with running(device) as driver:
+        driver.send(ethernet(b"out"), cut=[5, 12, 20])
+        assert await net.link.sent() == head + ethernet(b"out")
+        driver.offer(1530)
+        net.link.give(head + inward)
+        await driver.received()
+    kept = frames_in(path)
+    assert [frame for _, frame in kept] == [ethernet(b"out"), inward]
+    assert kept[0][0] <= kept[1][0]
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert device.counters()["capture_dropped"] == 0
+
+
+async def test_times_are_in_nanoseconds(tmp_path: Path) -> None:
+    capture = CaptureFile(tmp_path / "c", clock_ns=lambda: 1_700_000_000_123_456_789)
+    async with capture.open():
+        capture.add([b"abc"], 0, 3)
+    assert frames_in(tmp_path / "c") == [(1_700_000_000_123_456_789, b"abc")]
+
+
+async def test_what_the_buffer_has_no_room_for_is_missing_and_counted(tmp_path: Path) -> None:
+    capture = CaptureFile(tmp_path / "c", buffer_bytes=1000)
+    async with capture.open():
+        for index in range(20):
+            capture.add([bytes([index]) * 100], 0, 100)
+        assert 8 <= capture.dropped < 20
+        dropped = capture.dropped
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        capture.add([b"again"], 0, 5)
+    assert capture.dropped == dropped
+    kept = [frame for _, frame in frames_in(tmp_path / "c")]
+    assert len(kept) == 20 - dropped + 1
+    assert kept[-1] == b"again"
+
+
+async def test_the_file_ends_before_it_is_too_long(tmp_path: Path) -> None:
+    capture = CaptureFile(tmp_path / "c", max_file_bytes=1000)
+    async with capture.open():
+        for _ in range(50):
+            capture.add([bytes(84)], 0, 84)
+            await trio.lowlevel.checkpoint()
+    assert (tmp_path / "c").stat().st_size <= 1000
+    assert len(frames_in(tmp_path / "c")) == 9
+    assert capture.dropped == 41
+
+
+async def test_a_file_size_limit_ends_the_capture_and_not_the_network(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """EFBIG stands for a full disk: Python ignores SIGXFSZ."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    capture = CaptureFile(tmp_path / "c")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
+    try:
+        async with capture.open():
+            capture.add([bytes(1000)], 0, 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "ends here" in caplog.text
+    assert (tmp_path / "c").stat().st_size == 200
+
+
+async def test_a_file_that_can_not_be_written_is_told_before_anything_starts(
+    tmp_path: Path,
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to("/etc/passwd")
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "no" / "such", link, tmp_path / "fifo", tmp_path):
+        device = NetDevice(ScriptedNet(), settings(capture=path))
+        with pytest.raises(ConfigError, match="capture can't be written"):
+            async with device.lifespan():
+                pytest.fail("it was written")
