@@ -37,6 +37,13 @@ KERNEL_WORDS = (
     # while its own clock is the TSC.
     "clocksource=tsc",
     "tsc=reliable",
+    # A tick that comes whether or not the last one was heard. Entering a nested guest, QEMU changes
+    # its word of pending interrupts without a lock while another thread sets a bit of it, and now
+    # and then one is lost. A timer set for one shot would never come again: seen as a lab that
+    # stood still, its timer's vector waiting in the local APIC's IRR. These put the timer in
+    # periodic mode.
+    "nohz=off",
+    "highres=off",
     "random.trust_cpu=on",
     "norandmaps",
 )
@@ -121,7 +128,8 @@ def qemu_argv(
     """
     argv = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot"]
     argv += ["-display", "none", "-machine", "pc"]
-    # multi: a host thread for each vCPU. The cache of translated code is an eighth of memory
+    # multi: a host thread for each vCPU, of which there is one unless told (docs/contributing.md:
+    # with two, some guests of several vCPUs die). The cache of translated code is an eighth of memory
     # unless told, and a full one is thrown away whole.
     argv += ["-accel", "tcg,thread=multi,tb-size=512"]
     # max: everything that is emulated, SVM with nested paging among it. No fifth level of page
