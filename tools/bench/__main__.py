@@ -55,6 +55,13 @@ def measures(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
 
         return blk_host(args.pairs)
 
+    def blk() -> Any:
+        import trio
+
+        from tools.bench.blk import blk
+
+        return trio.run(blk, args.pairs)
+
     def exits() -> Any:
         from tools.bench.exits import exits
 
@@ -75,13 +82,14 @@ def measures(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
         "boot": boot,
         "vsock": vsock,
         "blk_host": blk_host,
+        "blk": blk,
         "exits": exits,
         "vmm": vmm,
         "lab": lab,
     }
 
 
-ON_THE_HOST = ("import", "boot", "vsock", "blk_host", "exits", "vmm")
+ON_THE_HOST = ("import", "boot", "vsock", "blk_host", "blk", "exits", "vmm")
 
 
 def main() -> None:
