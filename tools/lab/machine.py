@@ -128,8 +128,7 @@ def qemu_argv(
     """
     argv = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot"]
     argv += ["-display", "none", "-machine", "pc"]
-    # multi: a host thread for each vCPU, of which there is one unless told (docs/contributing.md:
-    # with two, some guests of several vCPUs die). The cache of translated code is an eighth of memory
+    # multi: a host thread for each vCPU. The cache of translated code is an eighth of memory
     # unless told, and a full one is thrown away whole.
     argv += ["-accel", "tcg,thread=multi,tb-size=512"]
     # max: everything that is emulated, SVM with nested paging among it. No fifth level of page
