@@ -55,7 +55,7 @@ def ops(packets: list[Received]) -> list[int]:
     return [packet.op for packet in packets]
 
 
-# --- 52: sizes -------------------------------------------------------------------------------
+# --- row 52: sizes ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("length", [1, 43])
@@ -147,7 +147,7 @@ async def test_rx_buffers_of_any_size_are_filled_and_no_packet_exceeds_64_kib(
         assert max(p.header.len for p in packets) <= MAX_PACKET_BYTES
 
 
-# --- 53, 54: addresses, types, operations ----------------------------------------------------
+# --- rows 53 and 54: addresses, types, operations --------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ async def test_reserved_shutdown_flags_and_none_at_all_mean_nothing() -> None:
         await assert_alive(guest, stream)
 
 
-# --- 55: out of turn -------------------------------------------------------------------------
+# --- row 55: out of turn ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ async def test_a_request_to_a_port_that_nobody_serves_is_refused() -> None:
         assert ops(await guest.settled()) == [Op.RST]
 
 
-# --- 56: masses ------------------------------------------------------------------------------
+# --- row 56: masses --------------------------------------------------------------------------
 
 
 async def test_requests_beyond_the_backlog_of_a_listener_are_refused() -> None:
@@ -299,7 +299,7 @@ async def test_a_host_out_of_descriptors_refuses_the_guest_and_recovers() -> Non
         await (await listener.accept()).aclose()
 
 
-# --- 57: credit ------------------------------------------------------------------------------
+# --- row 57: credit --------------------------------------------------------------------------
 
 
 async def test_a_guest_without_buffers_gets_nothing_but_one_request_for_credit() -> None:
@@ -398,7 +398,7 @@ async def test_counters_wrap_at_4_gib_without_losing_a_byte() -> None:
         nursery.cancel_scope.cancel()
 
 
-# --- 58: back-pressure -----------------------------------------------------------------------
+# --- row 58: back-pressure -------------------------------------------------------------------
 
 
 async def test_a_guest_that_does_not_read_stops_the_hosts_writer() -> None:
@@ -455,7 +455,7 @@ async def test_a_guest_that_takes_no_rsts_is_not_listened_to_until_it_does() -> 
         assert guest.tx.free_descriptors == 2
 
 
-# --- 59: ends --------------------------------------------------------------------------------
+# --- row 59: ends ----------------------------------------------------------------------------
 
 
 async def test_a_host_that_vanishes_with_bytes_unread_resets_the_guest() -> None:

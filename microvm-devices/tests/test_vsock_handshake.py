@@ -57,6 +57,7 @@ def test_a_good_line_may_come_byte_by_byte(line: bytes, port: int) -> None:
 @pytest.mark.parametrize("tail", [b"\n", b"x", b"CONNECT 99\n", bytes(100)])
 @pytest.mark.parametrize(("line", "port"), GOOD)
 def test_what_follows_the_line_is_not_taken(line: bytes, port: int, tail: bytes) -> None:
+    """Row 60: pipelined bytes are kept."""
     parser = ConnectLine()
     assert parser.feed(line + tail) == len(line)
     assert parser.port == port
@@ -65,6 +66,7 @@ def test_what_follows_the_line_is_not_taken(line: bytes, port: int, tail: bytes)
 
 @pytest.mark.parametrize("line", BAD)
 def test_anything_else_is_refused_whole_and_byte_by_byte(line: bytes) -> None:
+    """Row 60."""
     with pytest.raises(BadConnectLine):
         ConnectLine().feed(line)
     parser = ConnectLine()

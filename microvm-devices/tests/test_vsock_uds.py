@@ -110,6 +110,7 @@ async def test_a_listener_in_this_process_comes_before_a_socket(tmp_path: Path) 
 async def test_bytes_behind_the_line_reach_the_guest_however_they_are_cut(
     tmp_path: Path, piece: int
 ) -> None:
+    """Row 60."""
     async with machine(tmp_path / "v.sock") as (_, guest):
         incoming = guest.listen(52)
         async with await trio.open_unix_socket(tmp_path / "v.sock") as client:
@@ -195,6 +196,7 @@ async def test_ch_3485_a_client_that_half_closes_before_ok_gets_its_answer(tmp_p
 
 
 def test_slow_clients_are_closed_in_bounded_time_and_do_not_hold_up_others(tmp_path: Path) -> None:
+    """Row 60."""
     async def main() -> None:
         async with machine(tmp_path / "v.sock") as (_, guest):
             incoming = guest.listen(52)
@@ -242,6 +244,7 @@ def test_a_guest_that_does_not_answer_is_given_up_after_two_seconds(
 
 
 async def test_a_thousand_idle_clients_do_not_keep_the_next_one_out(tmp_path: Path) -> None:
+    """Row 60."""
     async with machine(tmp_path / "v.sock") as (device, guest):
         incoming = guest.listen(52)
         idle = []
@@ -268,6 +271,7 @@ async def test_a_thousand_idle_clients_do_not_keep_the_next_one_out(tmp_path: Pa
 async def test_a_port_without_a_socket_that_serves_us_is_refused_at_once(
     tmp_path: Path, kind: str
 ) -> None:
+    """Row 61."""
     path = tmp_path / f"v.sock_{PORT}"
     async with machine(tmp_path / "v.sock", serve=False) as (_, guest):
         raw = None
