@@ -4,6 +4,8 @@ import errno
 import logging
 import os
 import struct
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -252,6 +254,38 @@ async def test_a_file_cut_off_on_the_host_gives_what_there_is_and_errors_beyond(
         assert await guest.write(8, bytes(512)) == S_IOERR
         assert await guest.write(7, b"n" * 512) == S_OK
     assert contents(image) == before[: 7 * 512] + b"n" * 512
+
+
+# --- flushes of files ----------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="F_FULLFSYNC there")
+async def test_a_flush_is_an_fdatasync_of_the_file_that_has_returned_before_the_answer(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of another, not none (shipped elsewhere), and not later."""
+    begun, go = threading.Semaphore(0), threading.Semaphore(0)
+    synced: list[str] = []
+
+    def fdatasync(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        begun.release()
+        assert go.acquire(timeout=20)
+        real(fd)
+
+    real = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    device, guest = BlkDevice(DriveConfig(path=image), open_raw_disk), GuestBlk()
+    async with guest.attached(device):
+        assert await guest.write(0, bytes(512)) == S_OK
+        assert synced == []
+        flush = guest.submit(layout.T_FLUSH)
+        await trio.to_thread.run_sync(begun.acquire)
+        await trio.testing.wait_all_tasks_blocked()
+        assert guest.answered() == {}
+        go.release()
+        assert (await guest.answer(flush)).status == S_OK
+    assert synced == [str(image)]
 
 
 # --- 38: read-only -------------------------------------------------------------------------------

@@ -43,9 +43,6 @@ class Worker:
             self._thread = threading.Thread(target=self._work, name="microvm-blk", daemon=True)
             self._thread.start()
         self._jobs.put(job)
-        # The thread alone knows the job from here on: it must hold no view of guest memory when
-        # it says that it is done, and neither may we by then.
-        del job
         try:
             await trio.lowlevel.wait_readable(self._done_fd)
         except BaseException:
@@ -61,7 +58,7 @@ class Worker:
                 raise failed
 
     def close(self) -> None:
-        """End the thread, which is idle."""
+        """End the thread, which is idle, and with it what it knows of its last job."""
         if self._thread is not None:
             self._jobs.put(None)
             self._thread.join()
@@ -75,5 +72,4 @@ class Worker:
                 job()
             except BaseException as error:  # raised where the job was ordered
                 self._failed = error
-            del job
             os.write(self._tell_fd, b"\0")
