@@ -54,6 +54,7 @@ class BackgroundLoop:
         self._ready = threading.Event()
         self._failure: BaseException | None = None
         self._token: trio.lowlevel.TrioToken | None = None
+        self._finished: type[BaseException] = RuntimeError
         self._nursery: trio.Nursery | None = None
         self._thread = threading.Thread(target=self._run, name="microvm-sync", daemon=True)
         self._thread.start()
@@ -75,6 +76,8 @@ class BackgroundLoop:
     async def _main(self) -> None:
         import trio
 
+        # Kept: at the interpreter's very end, when the last objects go, nothing can be imported.
+        self._finished = trio.RunFinishedError
         self._token = trio.lowlevel.current_trio_token()
         async with trio.open_nursery() as self._nursery:
             self._ready.set()
@@ -166,12 +169,10 @@ class BackgroundLoop:
 
     def tell(self, function: Callable[[], object]) -> bool:
         """Have a function called on the loop's thread, after those told before; False: it ended."""
-        import trio
-
         assert self._token is not None
         try:
             self._token.run_sync_soon(function)
-        except trio.RunFinishedError:
+        except self._finished:
             return False
         return True
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from microvm._assembly import BackendChoice
     from microvm._machine import Machine as AsyncMachine
-    from microvm.abc import RunResult, TtySize
+    from microvm.abc import ConsoleSink, RunResult, TtySize
     from microvm.metrics import MachineMetrics
     from microvm.outcome import MachineOutcome
     from microvm.plugins import PluginManager
@@ -43,6 +43,8 @@ class Machine:
     Args:
         config: The machine, described; the default is a minimal guest with the agent.
         plugins: Where components come from; the default is what is installed.
+        console: Where the console goes, in place of what the configuration says; its methods are
+            called on the background thread.
 
     Raises (on entry): as `microvm.Machine` does.
 
@@ -52,10 +54,15 @@ class Machine:
     """
 
     def __init__(
-        self, config: MachineConfig | None = None, *, plugins: PluginManager | None = None
+        self,
+        config: MachineConfig | None = None,
+        *,
+        plugins: PluginManager | None = None,
+        console: ConsoleSink | None = None,
     ) -> None:
         self.config = config if config is not None else MachineConfig()
         self._plugins = plugins
+        self._console = console
         self._loop: BackgroundLoop | None = None
         self._held: Held[AsyncMachine] | None = None
         self._machine: AsyncMachine | None = None
@@ -74,7 +81,7 @@ class Machine:
         # On the loop's thread, and not before: this imports trio.
         from microvm._machine import Machine as AsyncMachine
 
-        self._machine = AsyncMachine(self.config, plugins=self._plugins)
+        self._machine = AsyncMachine(self.config, plugins=self._plugins, console=self._console)
         return self._machine
 
     def __exit__(
@@ -129,12 +136,12 @@ class Machine:
 
     @property
     def metrics(self) -> MachineMetrics:
-        """Counters of the machine and its devices, as they stand."""
+        """Everything that is counted of the machine, now."""
         return self._read(lambda machine: machine.metrics)
 
     @property
     def console_path(self) -> str | None:
-        """The terminal that the console is at, with `ConsoleConfig(to="pty")`; else None."""
+        """Where the console is to be found: the file, or the terminal made for it."""
         return self._live()[1].console_path
 
     @property
