@@ -12,6 +12,7 @@ import pytest
 
 from microvm.cli import main
 from microvm_guest.image.build import prune
+from microvm_guest.image.cache import open_cache
 from microvm_guest.image.composition import DiskSpec, compose
 from microvm_guest.image.cpio import File
 from microvm_guest.image.disks import find_disk
@@ -129,6 +130,15 @@ def test_a_disk_that_is_there_is_found_without_asking_apt(
     repository.take_log()
     assert compose(spec("lib-one", "one", "one"), Silent(), layout) == disk
     assert repository.take_log() == []
+
+
+def test_a_disk_that_is_there_is_had_while_somebody_builds_another(
+    layout: CacheLayout, repository: Repository
+) -> None:
+    disk = compose(spec(name="mine"), Silent(), layout)
+    with open_cache(layout, lambda text: pytest.fail(text)):
+        assert compose(spec(), Silent(), layout) == disk
+        assert compose(spec(name="mine"), Silent(), layout) == disk
 
 
 def test_fresh_takes_a_new_version_and_the_same_one_is_not_built_again(

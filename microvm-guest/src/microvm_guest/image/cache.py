@@ -175,8 +175,8 @@ def remove_tree(path: Path) -> None:
     log.warning("%s could not be removed whole.", path)
 
 
-def require_space(layout: CacheLayout, needed_bytes: int) -> None:
-    """Fail now rather than minutes later.
+def require_space(layout: CacheLayout, needed_bytes: int, what: str = "building a kernel") -> None:
+    """Fail now rather than minutes later, and say for what.
 
     Raises:
         CacheError: less than `needed_bytes` are free.
@@ -184,7 +184,7 @@ def require_space(layout: CacheLayout, needed_bytes: int) -> None:
     free = shutil.disk_usage(layout.root).free
     if free < needed_bytes:
         raise CacheError(
-            f"The image cache {layout.root} has {free >> 20} MiB free; building a kernel takes "
+            f"The image cache {layout.root} has {free >> 20} MiB free; {what} takes "
             f"{needed_bytes >> 20} MiB.",
             remedy=_REMEDIES[errno.ENOSPC],
         )

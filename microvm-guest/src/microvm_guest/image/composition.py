@@ -33,6 +33,7 @@ from microvm_guest.image.disks import (
     DISK_MANIFEST,
     GuestDisk,
     check_name,
+    find_id,
     load_disk,
     read_line,
     whole_disks,
@@ -132,8 +133,9 @@ class DiskSpec:
 def compose(spec: DiskSpec, progress: Progress, layout: CacheLayout | None = None) -> GuestDisk:
     """The disk that `spec` describes: from the cache, or made now.
 
-    Takes some milliseconds when it is there, and else as long as fetching and compressing do.
-    Another process that builds is waited for. A `KeyboardInterrupt` leaves nothing half done.
+    Takes a millisecond when it is there, with no lock and nothing written; else as long as fetching
+    and compressing do. Another process that builds is waited for then. A `KeyboardInterrupt`
+    leaves nothing half done.
 
     Raises:
         RequirementsMissing: programs that this host lacks, and the command that installs them.
@@ -142,6 +144,11 @@ def compose(spec: DiskSpec, progress: Progress, layout: CacheLayout | None = Non
         CacheError: the cache can't be written.
     """
     cache_paths = cache_layout() if layout is None else layout
+    if not (spec.fresh or spec.force):
+        disk = _present(spec, cache_paths)
+        named = spec.name is None or find_id(spec.name, cache_paths)
+        if disk is not None and named in (True, disk.id):
+            return disk
     try:
         with open_cache(cache_paths, lambda text: progress.update(text, 0, 0)) as cache:
             disk = None if spec.fresh or spec.force else _present(spec, cache.layout)
@@ -180,6 +187,7 @@ class _Composition:
         requirements.check(
             {**requirements.DEBIAN_PROGRAMS, **requirements.DISK_PROGRAMS[spec.format]},
             {},
+            what="a disk",
             which=requirements.find_program,
         )
         self.progress.update("asking apt for the packages", 0, 0)
@@ -205,7 +213,8 @@ class _Composition:
     def _build(self, packages: list[Package], manifest: dict[str, Any]) -> GuestDisk:
         spec, layout = self.spec, self.cache.layout
         # Packages unpack to three or four times their size; the image comes on top.
-        require_space(layout, sum(one.deb.stat().st_size for one in packages) * 8 + 64 * MIB)
+        need = sum(one.deb.stat().st_size for one in packages) * 8 + 64 * MIB
+        require_space(layout, need, "making this disk")
         tree = Tree(trim=spec.trim)
         with self.cache.work_folder() as work:
             folder, done = work / "tree", work / "disk"

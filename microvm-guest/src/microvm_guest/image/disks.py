@@ -83,13 +83,22 @@ def find_disk(name: str, layout: CacheLayout | None = None) -> GuestDisk:
         ImageDamaged: its files are missing, or have another size than they were built with.
     """
     cache = cache_layout() if layout is None else layout
-    disk_id = read_line(cache.names / check_name(name))
+    disk_id = find_id(name, cache)
     if disk_id is None:
         raise ImageNotBuilt(
             f"There is no disk called {name} (looked in {cache.root}).",
             remedy=f"Build it: microvm image build --packages LIST --name {name}",
         )
     return load_disk(cache.disks / disk_id)
+
+
+def find_id(name: str, layout: CacheLayout) -> str | None:
+    """The id of the disk that a name means, if it means one.
+
+    Raises:
+        BuildError: it can't be a name.
+    """
+    return read_line(layout.names / check_name(name))
 
 
 def check_name(name: str) -> str:

@@ -67,6 +67,7 @@ def check(
     programs: Mapping[str, str],
     headers: Mapping[str, str],
     *,
+    what: str = "the guest image",
     which: Callable[[str], str | None] = shutil.which,
     missing_headers: Callable[[Iterable[str]], list[str]] | None = None,
 ) -> None:
@@ -86,7 +87,7 @@ def check(
     if lacking:
         packages = sorted(set(lacking.values()))
         raise RequirementsMissing(
-            f"To build the guest image this host lacks {', '.join(sorted(lacking))}.",
+            f"To build {what} this host lacks {', '.join(sorted(lacking))}.",
             programs=sorted(lacking),
             packages=packages,
             remedy=f"Install with: {apt_install_line(packages)}",
