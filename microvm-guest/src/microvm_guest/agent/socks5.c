@@ -460,6 +460,7 @@ _Noreturn void socks5_main(const char *address, const char *port, const char *us
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     if (uid != 0 && (setgroups(0, NULL) != 0 || setgid((gid_t)uid) != 0 || setuid((uid_t)uid) != 0))
         give_up("can't become user", user);
+    prctl(PR_SET_PDEATHSIG, SIGTERM); /* after it: becoming another user forgets it (prctl(2)) */
     loop_open();
     if (!resolver_open() || !acceptor_open(&door, fd, accepted))
         give_up("can't serve", "SOCKS5");
