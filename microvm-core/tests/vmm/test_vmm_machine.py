@@ -249,15 +249,25 @@ async def test_reads_are_answered_by_width_and_absent_places_read_all_ones(machi
 
     def script(vcpu):
         seen.append((yield MmioRead(layout.virtio_mmio_base(0), 4)))
-        seen.append((yield MmioRead(0xC000_0000, 8)))
+        seen.append((yield MmioRead(0xC800_0000, 8)))
         seen.append((yield PioRead(0x1234, 2)))
         seen.append((yield PioRead(0x3FD, 1, 3)))
-        yield MmioWrite(0xC000_0000, b"\1\2\3\4")
+        yield MmioWrite(0xC800_0000, b"\1\2\3\4")
         yield I8042_RESET
 
     machine = machine_on(script, devices=[UPPER])
     await ending(machine)
     assert seen == [b"virt", b"\xff" * 8, b"\xff" * 2, b"\x60" * 3]
+
+
+async def test_what_a_guest_writes_to_the_boot_timer_is_a_phase_of_its_boot(machine_on) -> None:
+    marks = [MmioWrite(layout.BOOT_TIMER, b"\x07"), MmioWrite(layout.BOOT_TIMER, b"\x7b")]
+    machine = machine_on(guest(*marks, I8042_RESET))
+    await ending(machine)
+    phases = list(machine.timing)
+    assert phases.index("boot_timer_7") + 1 == phases.index("boot_timer_123")
+    assert phases.index("vcpus") < phases.index("boot_timer_7")
+    assert all(ms >= 0 for ms in machine.timing.values())
 
 
 async def test_exits_are_counted_by_kind_and_address(machine_on) -> None:

@@ -12,6 +12,8 @@ from microvm.arch.x86_64.board import BoardDescription, VirtioSlot
 from microvm.boot.x86.tables import write_board_tables
 from microvm.config import MAX_CMDLINE_BYTES, ConfigProblem
 from microvm.legacy.acpi_pm import AcpiPm
+from microvm.legacy.boot_timer import REGISTER_BYTES as BOOT_TIMER_BYTES
+from microvm.legacy.boot_timer import BootTimer
 from microvm.legacy.cmos import CmosRtc
 from microvm.legacy.i8042 import I8042
 from microvm.legacy.reset_control import ResetControl
@@ -95,10 +97,12 @@ class BoardCallbacks:
     """The serial port has room again for what it could not take."""
     power_off: Callable[[], None]
     reset: Callable[[], None]
+    marked: Callable[[int], None]
+    """The boot timer was written to; a few times at most."""
 
 
-def add_legacy_devices(vm: Vm, ports: Bus, callbacks: BoardCallbacks) -> Uart8250:
-    """Put the board's own devices on the bus of ports; returns the serial port."""
+def add_legacy_devices(vm: Vm, ports: Bus, addresses: Bus, callbacks: BoardCallbacks) -> Uart8250:
+    """Put the board's own devices on the buses; returns the serial port."""
     uart = Uart8250(callbacks.output, vm.irq_line(layout.COM1_GSI), callbacks.input_room)
     ports.insert(layout.COM1, 8, uart)
     ports.insert(layout.CMOS, 2, CmosRtc())
@@ -107,6 +111,7 @@ def add_legacy_devices(vm: Vm, ports: Bus, callbacks: BoardCallbacks) -> Uart825
     ports.insert(layout.I8042_COMMAND, 1, i8042.command)
     ports.insert(layout.RESET_CONTROL, 1, ResetControl(callbacks.reset))
     ports.insert(layout.ACPI_PM, 3, AcpiPm(callbacks.power_off, callbacks.reset))
+    addresses.insert(layout.BOOT_TIMER, BOOT_TIMER_BYTES, BootTimer(callbacks.marked))
     return uart
 
 

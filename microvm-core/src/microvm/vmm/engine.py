@@ -93,8 +93,10 @@ class Engine:
             input_room=self.typed.on_room,
             power_off=lambda: self.end(End(kind=EndKind.POWER_OFF)),
             reset=lambda: self.end(End(kind=EndKind.RESET)),
+            marked=self._marked,
         )
-        self.typed.connect(board.add_legacy_devices(vm, self._ports, callbacks).feed)
+        uart = board.add_legacy_devices(vm, self._ports, self._addresses, callbacks)
+        self.typed.connect(uart.feed)
         self.transports: tuple[VirtioMmioTransport, ...] = tuple(
             board.add_virtio_device(
                 index,
@@ -256,6 +258,11 @@ class Engine:
     def vcpu_ended(self, index: int) -> None:
         """As `VcpuOwner.vcpu_ended`."""
         self.calls.post(self._count_ended)
+
+    def _marked(self, byte: int) -> None:
+        """The guest says how far it has come: a phase of the boot. On a vCPU's thread."""
+        now = time.monotonic_ns()
+        self.calls.post(lambda: self._plan.timeline.mark(f"boot_timer_{byte}", at_ns=now))
 
     def _noticed(self, signs: Signs) -> None:
         self.calls.post(lambda: self._on_signs())

@@ -51,6 +51,8 @@ HIGH_MEMORY: Final = 0x10_0000
 HOLE_START: Final = 0xC000_0000
 HOLE_END: Final = 0x1_0000_0000
 
+BOOT_TIMER: Final = 0xC000_0000
+"""Where Firecracker's guests write how far they have come."""
 VIRTIO_MMIO_BASE: Final = 0xD000_0000
 VIRTIO_MMIO_BYTES: Final = 0x1000
 """One page a device: its registers in the first 0x200 bytes."""
