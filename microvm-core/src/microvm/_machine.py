@@ -22,6 +22,7 @@ import trio
 from microvm._assembly import Assembly, BackendChoice, assemble
 from microvm._groups import only_error
 from microvm.abc import Capability, Guest, GuestChannels, GuestLink, GuestProcess, RunResult
+from microvm.abc.jobs import DEFAULT_LOG_BYTES
 from microvm.config import MachineConfig
 from microvm.errors import (
     BootError,
@@ -36,15 +37,26 @@ from microvm.outcome import MachineOutcome, OutcomeReason
 from microvm.timeline import BootTimeline
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import AsyncIterator
     from pathlib import Path
 
     from trio.abc import HalfCloseableStream, Listener
 
-    from microvm.abc import ConsoleSink, RunningMachine, TtySize
+    from microvm.abc import (
+        ConsoleSink,
+        CopyLimits,
+        CopyReport,
+        GuestFiles,
+        GuestJob,
+        JobStatus,
+        RunningMachine,
+        TtySize,
+    )
     from microvm.consoles.served import SinkService
     from microvm.forwards.forward import Forward
     from microvm.forwards.opening import ForwardOpener
+    from microvm.host_clocks import HostClocks
     from microvm.outbound import OutboundPolicy
     from microvm.plugins import PluginManager
 
@@ -56,6 +68,15 @@ stream breaks a moment before the platform knows."""
 
 STOP_GRACE_S = 3.0
 """How long `stop` gives the guest to end itself. The agent gives commands one second of it."""
+
+BUTTON_GRACE_S = 5.0
+"""How long `stop` then gives a guest whose power button was pressed: its init does all there is."""
+
+NOTICE_WITHIN_S = 1.0
+"""How long a pause waits for the guest to prepare for it, and `resume` for clocks to be set."""
+
+JUMP_WITHIN_S = 10.0
+"""How long provisioners have to make up for a sleep of the host's, before it is let be."""
 
 
 class Machine:
@@ -73,6 +94,7 @@ class Machine:
         assembly: The machine already planned, with `config` and `plugins` those of the planning;
             for a program that launched its platform early (`HostedPlatform.prelaunch`).
         console: Where its console leads, in place of what `MachineConfig.console` says.
+        clocks: The host's clocks, for tests: a guest is told when its host has slept.
 
     Raises (on entry):
         ConfigError: the description can't be built; every problem is listed.
@@ -92,10 +114,13 @@ class Machine:
         plugins: PluginManager | None = None,
         assembly: Assembly | None = None,
         console: ConsoleSink | None = None,
+        clocks: HostClocks | None = None,
     ) -> None:
         self.config = config if config is not None else MachineConfig()
         self._plugins = plugins
         self._sink = console
+        self._clocks = clocks
+        self._links: list[GuestLink] = []
         self._console: SinkService | None = None
         self._timeline = assembly.plan.timeline if assembly is not None else BootTimeline()
         self._scope: AbstractAsyncContextManager[None] | None = None
@@ -173,7 +198,10 @@ class Machine:
                 nursery = await stack.enter_async_context(trio.open_nursery())
                 self._nursery = nursery
                 nursery.start_soon(self._watch, running)
+                self._links = links
                 nursery.start_soon(self._make_ready, running, links)
+                if links:
+                    nursery.start_soon(self._watch_clocks)
                 self._plugins.notify_machine_started(self)
                 yield
                 nursery.cancel_scope.cancel()
@@ -210,6 +238,43 @@ class Machine:
         self._end_with(ended)
         if ended.reason is OutcomeReason.CRASHED and not self._stopping:
             log.warning("%s", ended.detail)
+
+    async def _watch_clocks(self) -> None:
+        """Tell the links when the host has slept, or its clock was set."""
+        await self._ready_known.wait()  # nobody has a clock before, and the boot is in a hurry
+        from microvm.host_clocks import JumpWatch, SystemClocks
+
+        clocks = self._clocks if self._clocks is not None else SystemClocks()
+        try:
+            watch = JumpWatch(clocks)
+            while True:
+                jump = await watch.next()
+                log.info(
+                    "The host slept %.1f s; its clock was set by %.1f s.",
+                    jump.slept_s,
+                    jump.set_by_s,
+                )
+                if not self._paused:  # `resume` will tell
+                    await self._tell_links("clock_changed", JUMP_WITHIN_S)
+        finally:
+            clocks.close()
+
+    async def _tell_links(self, event: Literal["pausing", "clock_changed"], bound_s: float) -> None:
+        """Call that method of every link at once; none of them can do more than take its time."""
+
+        async def tell(link: GuestLink) -> None:
+            try:
+                await getattr(link, event)()
+            except Exception:
+                # a plugin's or a guest's fault, and neither is to end the machine
+                log.warning("A provisioner's %s failed.", event, exc_info=True)
+
+        if self._outcome is not None:
+            return
+        with trio.move_on_after(bound_s):
+            async with trio.open_nursery() as nursery:
+                for link in self._links:
+                    nursery.start_soon(tell, link)
 
     async def _make_ready(self, running: RunningMachine, links: list[GuestLink]) -> None:
         """Bring up the links in order, bounded by time and by the machine's own end."""
@@ -428,6 +493,53 @@ class Machine:
                 raise
             raise await self._explained(_first(gone)) from group
 
+    @property
+    def files(self) -> GuestFiles:
+        """The guest's files; each of its methods waits for the guest."""
+        from microvm._machine_files import MachineFiles
+
+        return MachineFiles(self.wait_ready, self._explained)
+
+    async def copy_in(self, local: str | os.PathLike[str], guest_path: str) -> CopyReport:
+        """Copy a file or directory into the guest; see `GuestFiles.copy_in`."""
+        return await self.files.copy_in(local, guest_path)
+
+    async def copy_out(
+        self,
+        guest_path: str,
+        local: str | os.PathLike[str],
+        *,
+        limits: CopyLimits | None = None,
+    ) -> CopyReport:
+        """Copy a file or directory out of the guest; see `GuestFiles.copy_out`."""
+        return await self.files.copy_out(guest_path, local, limits=limits)
+
+    async def spawn_detached(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        log_bytes: int = DEFAULT_LOG_BYTES,
+    ) -> GuestJob:
+        """Start a command that goes on by itself and keeps a log; see `Guest.spawn_detached`."""
+        guest = await self.wait_ready()
+        try:
+            return await guest.spawn_detached(
+                argv, env=env, cwd=cwd, user=user, log_bytes=log_bytes
+            )
+        except GuestGone as error:
+            raise await self._explained(error) from error
+
+    async def jobs(self) -> Sequence[JobStatus]:
+        """The detached commands; see `Guest.jobs`."""
+        return await (await self.wait_ready()).jobs()
+
+    async def job(self, job_id: int) -> GuestJob:
+        """A detached command by its id; see `Guest.job`."""
+        return await (await self.wait_ready()).job(job_id)
+
     async def _explained(self, error: GuestGone) -> GuestGone:
         """The same error with the machine's end in it, when the machine has ended."""
         with trio.move_on_after(OUTCOME_GRACE_S):
@@ -612,28 +724,45 @@ class Machine:
             await self._console.ended.wait()
 
     async def pause(self) -> None:
-        """Stop the guest's CPUs until `resume`; its memory stays as it is."""
+        """Stop the guest's CPUs until `resume`; its memory stays as it is.
+
+        The guest is told first and has a second to prepare: what its programs have written is then
+        on its disks.
+        """
         self._need(Capability.PAUSE)
-        await self._started().pause()
+        running = self._started()
+        if not self._paused:
+            await self._tell_links("pausing", NOTICE_WITHIN_S)
+        await running.pause()
         self._paused = True
 
     async def resume(self) -> None:
-        """Let a paused guest go on."""
+        """Let a paused guest go on, its clock set right."""
         self._need(Capability.PAUSE)
         await self._started().resume()
-        self._paused = False
+        was_paused, self._paused = self._paused, False
+        if was_paused:
+            await self._tell_links("clock_changed", NOTICE_WITHIN_S)
+
+    def _can(self, capability: Capability) -> bool:
+        return capability in self._planned().capabilities
 
     def _need(self, capability: Capability) -> None:
-        if capability not in self._planned().capabilities:
+        if not self._can(capability):
             raise ConfigError(
                 f"Backend {self.backend.name!r} has no capability {capability.value!r}."
             )
 
     async def stop(self) -> MachineOutcome:
-        """End the machine: ask the guest, wait a little, then end it whatever it does.
+        """End the machine, in stages; each has its time, and the next one needs the guest less.
 
-        A paused guest can't be asked, and is ended at once.
-        Doing so twice, or after it has ended, is fine.
+        1. The agent is asked, and ends commands, file systems and the guest: 3 s.
+        2. The power button is pressed, where there is one (`Capability.POWER_BUTTON`): 5 s.
+        3. The machine is ended, whatever the guest does.
+
+        A paused guest can't be asked, and is ended at once. Doing so twice, or after it has ended,
+        is fine. For less patience use a cancel scope around it: leaving the machine's block ends
+        it at once.
         """
         running = self._started()
         async with self._one_stop:
@@ -641,19 +770,34 @@ class Machine:
 
     async def _stop(self, running: RunningMachine) -> MachineOutcome:
         self._stopping = True
-        if self._outcome is None:
+        if self._outcome is None and not self._paused:
             with trio.move_on_after(STOP_GRACE_S):
-                if self._guest is not None and not self._paused:
-                    try:
-                        await self._guest.shutdown()
-                    except GuestError:
-                        pass  # a guest that can't be asked is ended below
-                    else:
-                        self._guest_agreed = True
-                        await self._ended.wait()
+                await self._ask_agent()
+        if self._outcome is None and not self._paused and self._can(Capability.POWER_BUTTON):
+            with trio.move_on_after(BUTTON_GRACE_S):
+                await self._press_button(running)
         if self._outcome is None:
             await running.kill()
         return await self.wait()
+
+    async def _ask_agent(self) -> None:
+        if self._guest is None:
+            return
+        try:
+            await self._guest.shutdown()
+        except GuestError:
+            return  # a guest that can't be asked is ended by other means
+        self._guest_agreed = True
+        await self._ended.wait()
+
+    async def _press_button(self, running: RunningMachine) -> None:
+        try:
+            await running.press_power_button()
+        except MicrovmError as error:
+            log.warning("The power button could not be pressed: %s", error)
+            return
+        self._guest_agreed = True
+        await self._ended.wait()
 
 
 def _first(group: BaseExceptionGroup[GuestGone]) -> GuestGone:

@@ -333,7 +333,7 @@ class AgentClient(Guest):
             process.forget(False)
         finally:
             process.release()
-        return self.job(job_id)
+        return AgentJob(job_id, self._spawn, self.jobs)
 
     async def jobs(self) -> Sequence[JobStatus]:
         """The detached commands; see `Guest.jobs`."""
@@ -345,9 +345,11 @@ class AgentClient(Guest):
         self._outbox.put(self._connection.ask_jobs())
         return tuple(job_status(job) for job in await reply.wait())
 
-    def job(self, job_id: int) -> AgentJob:
-        """A detached command by its id."""
-        return AgentJob(job_id, self._spawn, self.jobs)
+    async def job(self, job_id: int) -> AgentJob:
+        """A detached command by its id; see `Guest.job`."""
+        job = AgentJob(job_id, self._spawn, self.jobs)
+        await job.status()
+        return job
 
     # --- the machine ----------------------------------------------------------------------
 

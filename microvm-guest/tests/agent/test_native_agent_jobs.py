@@ -44,18 +44,18 @@ async def test_a_job_outlives_the_host_that_started_it(path, tmp_path):
         assert (status.id, status.running, status.exit_code) == (job.id, True, None)
         assert status.argv == ("sh", "-c", "echo begun; cat go; echo end >&2; exit 7")
         os.kill(status.pid, 0)
-        again = second.job(job.id)
+        again = (await second.job(job.id))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.Path(tmp_path / "go").write_text, "gone\n")
             result = await again.wait()
         assert (result.exit_code, result.signal) == (7, None)
         assert await again.logs() == b"begun\ngone\nend\n"
     async with host(path) as third:
-        status = await third.job(job.id).status()
+        status = await (await third.job(job.id)).status()
         assert (status.running, status.pid, status.exit_code) == (False, None, 7)
         assert (status.log_bytes, status.log_kept, status.age_s > 0) == (15, 15, True)
-        assert await followed(third.job(job.id)) == (b"begun\ngone\nend\n", 0)
-        assert (await third.job(job.id).wait()).exit_code == 7
+        assert await followed((await third.job(job.id))) == (b"begun\ngone\nend\n", 0)
+        assert (await (await third.job(job.id)).wait()).exit_code == 7
 
 
 async def test_its_log_keeps_the_last_bytes_and_counts_the_others(path):
@@ -121,7 +121,7 @@ async def test_removing_it_kills_its_session_and_ends_who_follows(path):
     script = "set -m; sleep 1000 & echo $!; wait"
     async with host(path) as client, host(path) as other:
         job = await client.spawn_detached(["bash", "-c", script])
-        async with other.job(job.id).follow() as output:
+        async with (await other.job(job.id)).follow() as output:
             child = os.pidfd_open(int(await output.stream.receive_some()))
             await job.remove()
             assert await output.stream.receive_some() == b""
@@ -170,7 +170,7 @@ async def test_the_oldest_that_has_ended_gives_way_and_one_that_runs_never(path)
         assert ids[0] == last.id
         assert ids[-1] == runs.id
         for job_id in ids[:-1]:
-            await client.job(job_id).remove()
+            await (await client.job(job_id)).remove()
         sleepers = [await client.spawn_detached(["sleep", "1000"]) for _ in range(MAX_JOBS - 1)]
         with pytest.raises(GuestError, match="As many jobs run as the agent keeps"):
             await client.spawn_detached(["true"])

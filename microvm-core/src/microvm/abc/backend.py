@@ -18,6 +18,8 @@ class Capability(enum.StrEnum):
     OWN_CHANNELS = "own-channels"
     """Brings its own way to guest ports, in place of a vsock device."""
     PAUSE = "pause"
+    POWER_BUTTON = "power-button"
+    """The guest can be asked to end itself by its firmware's button, without an agent."""
     CONSOLE = "console"
     """The guest's console can be read."""
     EXIT_COUNTS = "exit-counts"

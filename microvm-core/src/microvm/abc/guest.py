@@ -182,8 +182,12 @@ class Guest(ABC):
         """
         raise _cannot("detach commands", "Have a shell in the guest run it in the background.")
 
-    def job(self, job_id: int) -> GuestJob:
-        """A detached command by its id. Nobody is asked whether it is there."""
+    async def job(self, job_id: int) -> GuestJob:
+        """A detached command by its id, whoever has started it.
+
+        Raises:
+            GuestError: there is no such job any more.
+        """
         raise _cannot("detach commands", "Have a shell in the guest run it in the background.")
 
     async def connect_to(self, address: TcpAddress | UnixAddress) -> HalfCloseableStream:

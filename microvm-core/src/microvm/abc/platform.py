@@ -70,6 +70,10 @@ class RunningMachine(ABC):
         """Let the vCPUs go on (`Capability.PAUSE`)."""
         raise NotImplementedError
 
+    async def press_power_button(self) -> None:
+        """Press the guest's power button (`Capability.POWER_BUTTON`); what it does is its own."""
+        raise NotImplementedError
+
     def console_tail(self) -> tuple[str, ...]:
         """The last console lines, control characters made visible; empty without a console."""
         return ()

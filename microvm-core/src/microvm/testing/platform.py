@@ -58,6 +58,8 @@ class ScriptedMachine(RunningMachine):
         self.plan = plan
         self.memory_channels = MemoryChannels()
         self.paused = False
+        self.power_button = trio.Event()
+        """Set when the host presses it: a script may wait for that."""
         self.typed = bytearray()
         self._hub = ConsoleHub(lambda call: call())
         self.door = ConsoleDoor(self._hub, self._type)
@@ -97,6 +99,9 @@ class ScriptedMachine(RunningMachine):
 
     async def resume(self) -> None:
         self.paused = False
+
+    async def press_power_button(self) -> None:
+        self.power_button.set()
 
     def console_tail(self) -> tuple[str, ...]:
         return self._hub.tail()

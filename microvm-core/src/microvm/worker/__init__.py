@@ -17,7 +17,7 @@ What is said, in frames that are objects:
     caller                                          worker
     {plan: ...}                     first of all    (no answer)
     {do: start, id}                                 {id, ok: {marks}} or {id, error}
-    {do: pause | resume | kill | snapshot, id}      {id, ok} or {id, error}
+    {do: pause | resume | press | kill | snapshot, id}  {id, ok} or {id, error}
     {do: connect, id, port}                         {id, ok, fd} or {id, error}
     {do: console, id}                               {id, ok, fd} or {id, error}
     {do: cancel, id}                                (the answer, if it is under way already)

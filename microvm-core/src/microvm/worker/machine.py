@@ -139,6 +139,14 @@ class WorkerMachine(RunningMachine):
         """
         (await self.request("resume")).drop()
 
+    async def press_power_button(self) -> None:
+        """As `RunningMachine.press_power_button`.
+
+        Raises:
+            GuestGone: the machine has ended.
+        """
+        (await self.request("press")).drop()
+
     def console_tail(self) -> tuple[str, ...]:
         """As `RunningMachine.console_tail`."""
         return self._look().console_tail

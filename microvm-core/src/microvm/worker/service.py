@@ -179,7 +179,7 @@ class Service:
                 self._serve(message["id"], lambda: self._connect(message["port"]))
             case "console":
                 self._serve(message["id"], self._open_console)
-            case "pause" | "resume" | "kill" as what:
+            case "pause" | "resume" | "press" | "kill" as what:
                 self._serve(message["id"], lambda: self._command(what))
             case unknown:
                 raise ValueError(unknown)
@@ -219,6 +219,8 @@ class Service:
                 await running.pause()
             case "resume":
                 await running.resume()
+            case "press":
+                await running.press_power_button()
             case "kill":
                 await running.kill()
         return None, None
