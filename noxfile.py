@@ -26,7 +26,13 @@ ROOT = Path(__file__).parent
 DISTRIBUTIONS = ("microvm-core", "microvm-devices", "microvm-guest", "microvm-kvm", "microvm-qemu")
 SOURCES = tuple(f"{name}/src" for name in DISTRIBUTIONS)
 ABI = "microvm-kvm/src/microvm_kvm/_abi/build.py"
-TEST_TOOLS = ("pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100")
+TEST_TOOLS = (
+    "pytest>=8.3",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "PySocks>=1.7",
+    "httpx[socks]>=0.28",
+)
 PYTHONS = [nox.param(path, id=version) for version, path in pythons.found().items()]
 THIS_PYTHON = pythons.oldest()
 HOST_TESTS = "not linux_guest and not lab and not slow"

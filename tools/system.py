@@ -20,9 +20,21 @@ from microvm_guest.image.requirements import debian_packages  # noqa: E402 - the
 
 RUN = ("qemu-system-x86", "util-linux")
 """To run machines."""
-TESTS = ("gcc", "libc6-dev", "bzip2", "e2fsprogs", "erofs-utils", "squashfs-tools")
-"""For the tests on the host: to compile the guest's agent, to unpack each kind of archive, and to
-make each kind of file system."""
+TESTS = (
+    "gcc",
+    "libc6-dev",
+    "bzip2",
+    "e2fsprogs",
+    "erofs-utils",
+    "squashfs-tools",
+    "curl",
+    "iproute2",
+    "netcat-openbsd",
+    "openssh-client",
+    "openssh-server",
+)
+"""For the tests on the host: to compile the guest's agent, to unpack each kind of archive, to make
+each kind of file system, and clients of SOCKS5."""
 LAB = ("qemu-system-x86", "busybox-static", "util-linux")
 """To run the lab (tools/lab); its kernel is fetched by the lab itself, and not installed."""
 IMAGE = debian_packages()
