@@ -306,6 +306,25 @@ def test_nothing_is_made_longer_or_rounded_down_unasked(tmp_path: Path) -> None:
     assert odd.stat().st_size == 513
 
 
+@pytest.mark.parametrize(
+    ("code", "read_only", "remedy"),
+    [
+        (errno.EACCES, False, "attach it read-only"),
+        (errno.EROFS, False, "attach it read-only"),
+        (errno.EACCES, True, "readable for this user"),
+        (errno.EBUSY, False, "Stop or unmount"),
+        (errno.ENOENT, False, "truncate -s"),
+        (errno.EIO, False, None),
+    ],
+)
+def test_each_reason_has_its_remedy(code: int, read_only: bool, remedy: str | None) -> None:
+    """For root, too, whom the next test can't be run for."""
+    error = OSError(code, os.strerror(code))
+    told = raw_disk._unusable(Path("/a/disk"), error, read_only=read_only)
+    assert "/a/disk" in told.message
+    assert (remedy in (told.remedy or "")) if remedy else told.remedy is None
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may do anything")
 def test_a_file_without_permission_says_what_would_do(image: Path) -> None:
     image.chmod(0o400)
