@@ -221,10 +221,15 @@ def test_ctrl_c_at_any_moment_leaves_no_machine(program):
                         machine.run(["echo"])
             except KeyboardInterrupt:
                 pass
+        give_up = time.monotonic() + 30
+        while rig.platform.live > 3 and time.monotonic() < give_up:
+            time.sleep(0.01)
+        # Between a block's `__enter__` and the block Python itself has a gap, hence not 0.
+        print("few" if rig.platform.live <= 3 else rig.platform.live)
         microvm.sync._loop._stop_at_exit()
         print("live", rig.platform.live)
     """)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "live 0\n", "")
+    assert (done.returncode, done.stdout) == (0, "few\nlive 0\n")
 
 
 # --- fork ------------------------------------------------------------------------------------
