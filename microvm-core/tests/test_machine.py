@@ -349,3 +349,30 @@ async def test_a_paused_guest_is_not_asked_before_it_is_stopped(rig: Rig) -> Non
         await machine.pause()
         assert (await machine.stop()).reason is OutcomeReason.STOPPED
     assert rig.guest.shutdowns == 0
+
+
+async def test_a_provisioner_may_build_on_the_guest_that_another_brings(rig: Rig) -> None:
+    """After all have reported, and before the machine is ready."""
+    order: list[str] = []
+
+    async def build_on(guest: Guest) -> None:
+        await trio.lowlevel.checkpoint()
+        order.append("built" if guest is rig.guest else "on another")
+
+    rig.agent.link.build_on = build_on  # type: ignore[method-assign]
+    async with rig.machine() as machine:
+        rig.agent.link.become(rig.guest)
+        await machine.wait_ready()
+        order.append("ready")
+    assert order == ["built", "ready"]
+
+
+async def test_what_can_not_be_built_on_it_is_the_boots_error(rig: Rig) -> None:
+    async def build_on(guest: Guest) -> None:
+        raise GuestProtocolError("The server did not start.")
+
+    rig.agent.link.build_on = build_on  # type: ignore[method-assign]
+    async with rig.machine() as machine:
+        rig.agent.link.become(rig.guest)
+        with pytest.raises(BootError, match="could not be made ready: The server did not start"):
+            await machine.wait_ready()

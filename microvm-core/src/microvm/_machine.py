@@ -287,6 +287,9 @@ class Machine:
                     nursery.start_soon(self._give_up_at_end, nursery.cancel_scope)
                     for link in links:
                         guest = await link.wait_ready(self._timeline) or guest
+                    if guest is not None:
+                        for link in links:
+                            await link.build_on(guest)
                     nursery.cancel_scope.cancel()
             except BaseExceptionGroup as group:
                 ours, others = group.split(MicrovmError)

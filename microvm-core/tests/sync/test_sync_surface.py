@@ -16,14 +16,18 @@ PAIRS = [
     (Forward, sync.Forward),
 ]
 RENAMED = {"aclose": "close"}
-FOR_THE_FRAMEWORK = {(Forward, "serve")}
+FOR_THE_FRAMEWORK = {
+    (Forward, "serve"),
+    (microvm.abc.Guest, "socks5_handler"),
+    (microvm.abc.Guest, "outbound_handler"),
+}
 """Methods that are public to core and not for users."""
 WITHOUT = {
     # A program that launches its platform early does so to hide the import of trio: on the
     # background thread that is hidden already.
     (Machine, "__init__"): {"assembly"},
     # How a machine makes its forwards.
-    (Forward, "__init__"): {"target", "connect"},
+    (Forward, "__init__"): {"target", "handle"},
 }
 
 

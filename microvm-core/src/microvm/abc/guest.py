@@ -291,6 +291,14 @@ class GuestLink(ABC):
         with ``kernel`` when the guest's first sign of life comes, ``agent`` when it is usable.
         """
 
+    async def build_on(self, guest: Guest) -> None:  # noqa: B027 - optional
+        """Do what takes a guest that runs commands, such as starting a server in it.
+
+        Called once, when every link of the machine has reported, in their order and within the
+        same bound; the machine is ready after it. Not called where no provisioner brought a
+        `Guest`. Optional. An error is the machine's: it did not get ready.
+        """
+
     async def pausing(self) -> None:  # noqa: B027 - optional
         """Prepare for the guest's CPUs to be stopped; it may be the last that they have done.
 

@@ -30,7 +30,7 @@ class Forward:
         return self._forward.address
 
     @property
-    def target(self) -> Address:
+    def target(self) -> Address | str:
         """Where it leads."""
         return self._forward.target
 

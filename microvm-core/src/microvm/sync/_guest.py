@@ -84,6 +84,11 @@ class Guest:
         """A blocking socket to a TCP port or AF_UNIX socket as a program in the guest has it."""
         return socket_from(self._loop, self._nursery, partial(self._guest.connect_to, address))
 
+    def connect_through(self, host: str, port: int) -> socket.socket:
+        """A blocking socket to whatever the guest can reach; it resolves the name."""
+        work = partial(self._guest.connect_through, host, port)
+        return socket_from(self._loop, self._nursery, work)
+
     @contextmanager
     def listen_at(
         self, address: TcpAddress | UnixAddress, host_port: int

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from microvm._machine import Machine as AsyncMachine
     from microvm.abc import ConsoleSink, RunResult, TtySize
     from microvm.metrics import MachineMetrics
+    from microvm.outbound import OutboundPolicy
     from microvm.outcome import MachineOutcome
     from microvm.plugins import PluginManager
     from microvm.sync._calls import Held
@@ -284,6 +285,36 @@ class Machine:
             vsock_port=vsock_port,
         )
         return Forward(loop, loop.call(work))
+
+    def socks5(
+        self,
+        *,
+        host: str | None = None,
+        port: int | None = None,
+        path: str | Path | None = None,
+        guest_port: int | None = None,
+    ) -> Forward:
+        """Offer on the host a SOCKS5 proxy whose other end is the guest.
+
+        See `microvm.Machine.socks5`.
+        """
+        loop, machine = self._live()
+        work = partial(machine.socks5, host=host, port=port, path=path, guest_port=guest_port)
+        return Forward(loop, loop.call(work))
+
+    def connect_through(self, host: str, port: int) -> socket.socket:
+        """Open a stream to whatever the guest can reach, as a blocking socket."""
+        loop, machine = self._live()
+        return socket_from(loop, self._nursery(), partial(machine.connect_through, host, port))
+
+    def outbound_proxy(
+        self, policy: OutboundPolicy | None = None, *, guest_port: int = 1081
+    ) -> Forward:
+        """Offer the guest a SOCKS5 proxy that leads out; see `microvm.Machine.outbound_proxy`."""
+        loop, machine = self._live()
+        return Forward(
+            loop, loop.call(partial(machine.outbound_proxy, policy, guest_port=guest_port))
+        )
 
     def pause(self) -> None:
         """Stop the guest's CPUs until `resume`; its memory stays as it is."""
