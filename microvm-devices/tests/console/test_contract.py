@@ -14,13 +14,15 @@ class TestTerminal(VirtioDeviceContract):
         return Request(queue=1, readable=(b"login: ",))
 
 
-class TestPorts(VirtioDeviceContract):
+class TestControl(VirtioDeviceContract):
     def device(self) -> VirtioDevice:
         return plugin.create({"ports": ["agent", "log"]})
 
     def request(self) -> Request:
         return Request(queue=3, readable=(CONTROL.pack(1, Event.PORT_READY, 1),))
 
+
+class TestControlOfADriverThatIsReady(TestControl):
     async def prepare(self, rig: Rig) -> None:
         rig.queues[3].add([CONTROL.pack(0, Event.DEVICE_READY, 1)])
         rig.queues[3].doorbell.ring()

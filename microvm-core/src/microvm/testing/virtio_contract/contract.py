@@ -1,4 +1,7 @@
-"""The contract, one test a behaviour. What a driver can do to any queue is in `.hostile`."""
+"""The contract, one test a behaviour.
+
+What a driver can do to any queue is in `.hostile`, what both transports do in `.transports`.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,9 @@ from hypothesis import strategies as st
 
 from microvm.testing.census import Census
 from microvm.testing.queue_driver import FakeIrqLine
-from microvm.testing.virtio_contract.hostile import SUBCLASSED, HostileDriver
+from microvm.testing.virtio_contract.hostile import SUBCLASSED
 from microvm.testing.virtio_contract.rig import Rig, play
+from microvm.testing.virtio_contract.transports import BothTransports
 from microvm.virtio.features import DEVICE_TYPE_MASK, RING_EVENT_IDX, RING_FEATURES, VERSION_1
 from microvm.virtio.queue import MAX_QUEUE_SIZE
 
@@ -27,7 +31,7 @@ CONFIG_BYTES = 0xF00
 """What virtio-mmio leaves for a configuration space."""
 
 
-class VirtioDeviceContract(HostileDriver):
+class VirtioDeviceContract(BothTransports):
     """Subclass it in a test module, by a name that pytest collects; say `device` and `request`."""
 
     # --- what it says of itself ------------------------------------------------------------------
