@@ -173,6 +173,15 @@ def test_the_plugins_of_the_tutorial_pass_their_tests(tutorial: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_a_whole_device_is_under_a_hundred_lines(tutorial: Path) -> None:
+    names = (
+        "pyproject.toml",
+        *(f"src/microvm_demo/ones/{name}.py" for name in ("plugin", "device")),
+    )
+    files = [tutorial / name for name in (*names, "tests/test_contract.py")]
+    assert sum(len(path.read_text().splitlines()) for path in files) < 100
+
+
 def test_the_tutorials_entry_points_lead_to_its_plugins(tutorial: Path) -> None:
     project = tomllib.loads((tutorial / "pyproject.toml").read_text())["project"]
     found = {
