@@ -11,8 +11,16 @@ import pytest
 import trio
 from tools import guest_disks
 
-from microvm import BootError, DriveConfig, Machine, MachineConfig, OutcomeReason, RunResult
-from microvm_guest.image import GuestDisk, Silent, compose
+from microvm import (
+    BootError,
+    BootSource,
+    DriveConfig,
+    Machine,
+    MachineConfig,
+    OutcomeReason,
+    RunResult,
+)
+from microvm_guest.image import GuestDisk, Silent, compose, default_image
 
 pytestmark = pytest.mark.linux_guest
 
@@ -200,6 +208,29 @@ async def test_a_machine_that_cant_start_from_its_disk_says_why(
     async with Machine(config) as machine:
         with pytest.raises(BootError, match=rf"(?s)can't start from the root disk /dev/vda: {why}"):
             await machine.wait_ready()
+
+
+async def test_a_root_disk_that_is_not_there_is_told() -> None:
+    async with Machine(MachineConfig(cmdline="microvm.root=/dev/vdz")) as machine:
+        with pytest.raises(BootError, match="root disk /dev/vdz: there is no such disk"):
+            await machine.wait_ready()
+
+
+async def test_without_an_agent_the_kernel_itself_starts_the_disks_own_init(
+    system_disk: GuestDisk, leaves_nothing: None
+) -> None:
+    script = "mount -t devtmpfs dev /dev; echo init of my own > /dev/kmsg"
+    config = MachineConfig(
+        boot=BootSource(kernel=default_image().kernel),
+        cmdline=f'init=/bin/sh -- -c "{script}"',
+        drives=(DriveConfig(path=system_disk.path, read_only=True, root=True),),
+        vsock=None,
+        provisioners=(),
+    )
+    async with Machine(config) as machine:
+        outcome = await machine.wait()
+    assert outcome.reason is OutcomeReason.PANIC  # for its init ended
+    assert any("init of my own" in line for line in outcome.console_tail)
 
 
 WRITER = """\
