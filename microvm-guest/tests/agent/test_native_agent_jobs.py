@@ -44,7 +44,7 @@ async def test_a_job_outlives_the_host_that_started_it(path, tmp_path):
         assert (status.id, status.running, status.exit_code) == (job.id, True, None)
         assert status.argv == ("sh", "-c", "echo begun; cat go; echo end >&2; exit 7")
         os.kill(status.pid, 0)
-        again = (await second.job(job.id))
+        again = await second.job(job.id)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.Path(tmp_path / "go").write_text, "gone\n")
             result = await again.wait()
