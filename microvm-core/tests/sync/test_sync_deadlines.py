@@ -80,6 +80,15 @@ def test_entering_a_machine_or_a_command_is_bounded_too_but_not_their_stay(rig):
     assert rig.platform.live == 0
 
 
+def test_closing_takes_the_time_that_it_takes(rig):
+    with rig.machine() as machine:
+        machine.wait_ready()
+        forward, listener = machine.forward(guest_port=80), machine.listen(9000)
+        with fail_after(0), forward, listener:
+            pass
+        machine.listen(9000).close()
+
+
 def test_another_thread_has_its_own(rig):
     with rig.machine() as machine, fail_after(0):
         said = []

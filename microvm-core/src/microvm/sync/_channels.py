@@ -67,7 +67,7 @@ class Listener:
     def close(self) -> None:
         """Free the port."""
         if not self._loop.foreign:
-            self._loop.call(self._listener.aclose)
+            self._loop.call(self._listener.aclose, bounded=False)
 
     def __iter__(self) -> Iterator[socket.socket]:
         while True:

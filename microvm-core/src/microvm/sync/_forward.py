@@ -42,7 +42,7 @@ class Forward:
     def close(self) -> None:
         """Take no more connections and end those that there are. Again, or later, is fine."""
         if not self._loop.foreign:
-            self._loop.call(self._forward.aclose)
+            self._loop.call(self._forward.aclose, bounded=False)
 
     def __enter__(self) -> Forward:
         return self

@@ -96,20 +96,25 @@ class BackgroundLoop:
     # --- for other threads ----------------------------------------------------------------
 
     def call(
-        self, work: Callable[[], Awaitable[T]], undo: Callable[[T], object] | None = None
+        self,
+        work: Callable[[], Awaitable[T]],
+        undo: Callable[[T], object] | None = None,
+        *,
+        bounded: bool = True,
     ) -> T:
         """Do `work` on the loop and return what it does.
 
         Args:
             work: Run as a task; cancelled when the caller is interrupted or its deadline comes.
             undo: Called with the result, on the caller's thread, if there is nobody to take it.
+            bounded: Whether the deadlines around the caller count. For closing they don't.
 
         Raises:
             TooSlowError: a deadline around the caller came first.
             RuntimeError: called on the loop's own thread, in a forked child, or at the very end.
         """
         self.check_usable()
-        call = Call(work)
+        call = Call(work, bounded=bounded)
         try:
             self.start(call)
             self.wait(call.done)
