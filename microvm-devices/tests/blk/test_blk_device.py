@@ -280,7 +280,7 @@ async def test_a_flush_is_an_fdatasync_of_the_file_that_has_returned_before_the_
         assert await guest.write(0, bytes(512)) == S_OK
         assert synced == []
         flush = guest.submit(layout.T_FLUSH)
-        await trio.to_thread.run_sync(begun.acquire)
+        assert await trio.to_thread.run_sync(lambda: begun.acquire(timeout=20))
         await trio.testing.wait_all_tasks_blocked()
         assert guest.answered() == {}
         go.release()

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -296,6 +297,27 @@ def test_what_is_no_disk_is_refused_with_the_reason(tmp_path: Path) -> None:
     assert_refused(Path("/dev/zero"), "it is a character device")
     assert_refused(empty, "it is empty")
     assert_refused(odd, "no whole number of sectors")
+
+
+def test_a_file_that_becomes_a_fifo_while_it_is_opened_is_refused_without_waiting(
+    tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    regular = os.stat(image)
+    monkeypatch.setattr(os, "stat", lambda path: regular)
+    refused: list[ImageError] = []
+
+    def attempt() -> None:
+        try:
+            open_raw_disk(DriveConfig(path=fifo, read_only=True))
+        except ImageError as error:
+            refused.append(error)
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert "it is a FIFO" in str(refused[0])
 
 
 def test_nothing_is_made_longer_or_rounded_down_unasked(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class GatedDisk(MemoryDisk):
         self.done.append((name, offset // 512))
 
     async def wait_entered(self) -> None:
-        await trio.to_thread.run_sync(self.entered.acquire)
+        assert await trio.to_thread.run_sync(lambda: self.entered.acquire(timeout=20))
 
     def read(self, views: Sequence[memoryview], offset: int, length: int) -> int:
         self._gate("read", offset)
