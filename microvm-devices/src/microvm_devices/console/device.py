@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from microvm._loop_calls import LoopCalls
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import trio
 
     from microvm.abc import Activation, ActiveQueue
+    from microvm.consoles.client import ConsoleDoor
     from microvm.virtio.chain import DescriptorChain
     from microvm_devices.console.config import ConsoleConfig
 
@@ -57,6 +59,7 @@ class ConsoleDevice(VirtioDevice):
         self.hub = ConsoleHub(self._calls.post)
         """What the terminal has printed of late, and its readers."""
         self._terminal = Terminal(self.hub)
+        self._serving = False
         self._control = Control(config.ports, config.size)
         self._ports = {
             port.id: StreamPort(name, self._teller(port.id), self._take_control)
@@ -64,13 +67,19 @@ class ConsoleDevice(VirtioDevice):
             if (name := port.name) is not None
         }
         self._by_name = {port.name: port for port in self._ports.values()}
-        self._readers: trio.Nursery | None = None
         self._over = False
         self._owing: trio.Event | None = None
         self._activation: Activation | None = None
         self._control_transmit: ActiveQueue | None = None
         self._size_untold = False
         self._requests = 0
+
+    @cached_property
+    def _door(self) -> ConsoleDoor:
+        # Made when first needed: it imports trio.
+        from microvm.consoles.client import ConsoleDoor
+
+        return ConsoleDoor(self.hub, self._terminal.send)
 
     def _teller(self, number: int) -> Callable[[bool], None]:
         def tell(is_open: bool) -> None:
@@ -142,39 +151,20 @@ class ConsoleDevice(VirtioDevice):
         import trio
 
         self._calls.attach(trio.lowlevel.current_trio_token())
-        over = trio.Event()
         try:
             async with trio.open_nursery() as nursery:
-                self._readers = await nursery.start(self._serve_readers, over)
+                self._door.serve_in(nursery)
+                self._serving = True
                 try:
                     yield
                 finally:
-                    self._readers = None
+                    self._serving = False
                     self._over = True
                     for port in self._ports.values():
                         port.close()
-                    over.set()
+                    self._door.finish()
         finally:
             self._calls.close()
-
-    async def _serve_readers(
-        self, over: trio.Event, task_status: trio.TaskStatus[trio.Nursery]
-    ) -> None:
-        """Serve the terminal's readers; at the end they take the last words, if they read at all.
-
-        A task of its own: a scope with a deadline would take the cancellation of whatever runs in
-        it for its own.
-        """
-        import trio
-
-        from microvm.consoles.client import DRAIN_WITHIN_S
-
-        async with trio.open_nursery() as nursery:
-            nursery.cancel_scope.shield = True
-            task_status.started(nursery)
-            await over.wait()
-            self.hub.finish()
-            nursery.cancel_scope.deadline = trio.current_time() + DRAIN_WITHIN_S
 
     def reset(self) -> None:
         """The guest has forgotten its ports."""
@@ -223,12 +213,10 @@ class ConsoleDevice(VirtioDevice):
         """
         import trio
 
-        from microvm.consoles.client import open_client
-
         await trio.lowlevel.checkpoint()
-        if self._readers is None:
+        if not self._serving:
             raise GuestGone("The console's machine does not run.")
-        return open_client(self._readers, self.hub, self._terminal.send)
+        return self._door.open()
 
     async def send(self, data: bytes) -> None:
         """Have bytes typed at the terminal; waits while the guest takes none."""
