@@ -98,12 +98,16 @@ class AgentJob(GuestJob):
 
     async def remove(self) -> None:
         """Kill and forget it; see `GuestJob.remove`."""
-        async with self._attached(log_from=LOG_END) as process:
-            process.forget()
+        async with self._attached(log_from=LOG_END, forget=True) as process:
+            process.stdout.close()
+            await process.wait()
 
     @asynccontextmanager
-    async def _attached(self, *, log_from: int) -> AsyncIterator[AgentProcess]:
-        async with self._attach(AttachRequest(job=self.id, log_from=log_from)) as process:
+    async def _attached(
+        self, *, log_from: int, forget: bool = False
+    ) -> AsyncIterator[AgentProcess]:
+        request = AttachRequest(job=self.id, log_from=log_from, forget=forget)
+        async with self._attach(request) as process:
             await trio.lowlevel.checkpoint()
             yield process
 

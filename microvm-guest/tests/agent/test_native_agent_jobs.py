@@ -133,6 +133,14 @@ async def test_removing_it_kills_its_session_and_ends_who_follows(path):
                 await nothing()
 
 
+async def test_one_that_has_ended_is_removed_too(path):
+    async with host(path) as client:
+        job = await client.spawn_detached(["echo", "x"])
+        await job.wait()
+        await job.remove()
+        assert await client.jobs() == ()
+
+
 async def test_a_job_that_can_not_be_started_is_an_error_and_no_job(path):
     async with host(path) as client:
         with pytest.raises(GuestError, match="nope"):
@@ -171,6 +179,7 @@ async def test_the_oldest_that_has_ended_gives_way_and_one_that_runs_never(path)
         assert ids[-1] == runs.id
         for job_id in ids[:-1]:
             await (await client.job(job_id)).remove()
+        assert [status.id for status in await client.jobs()] == [runs.id]
         sleepers = [await client.spawn_detached(["sleep", "1000"]) for _ in range(MAX_JOBS - 1)]
         with pytest.raises(GuestError, match="As many jobs run as the agent keeps"):
             await client.spawn_detached(["true"])

@@ -298,6 +298,28 @@ void job_run(struct connection *connection, uint32_t stream, struct launch *laun
         connection->broken = true;
 }
 
+static bool is_doomed(pid_t session)
+{
+    for (struct job *it = jobs; it != NULL; it = it->next)
+        if (it->pid == session)
+            return it->doomed;
+    return false;
+}
+
+/* End it, if it runs, with all of its session; nothing of it is kept. */
+static void doom(struct job *job)
+{
+    job->doomed = true;
+    if (job->pid == 0) {
+        end_attachments(job);
+        forget(job);
+        return;
+    }
+    kill(-job->pid, SIGKILL);
+    kill(job->pid, SIGKILL);
+    session_kill(is_doomed); /* the rest follows when it is reaped */
+}
+
 const char *job_attach(struct connection *connection, const struct frame *frame)
 {
     struct field_reader reader = {.next = frame->payload, .end = frame->payload + frame->length};
@@ -328,7 +350,10 @@ const char *job_attach(struct connection *connection, const struct frame *frame)
     }
     if (attachment->position > job->log.end)
         attachment->position = job->log.end;
-    advance(attachment);
+    if (frame->flags & FLAG_FORGET)
+        doom(job);
+    else
+        advance(attachment);
     return NULL;
 }
 
@@ -363,14 +388,6 @@ const char *attachment_signal(struct attachment *attachment, uint32_t signal)
     return NULL;
 }
 
-static bool is_doomed(pid_t session)
-{
-    for (struct job *it = jobs; it != NULL; it = it->next)
-        if (it->pid == session)
-            return it->doomed;
-    return false;
-}
-
 void attachment_release(struct attachment *attachment, bool forgets)
 {
     struct job *job = attachment->job;
@@ -379,17 +396,8 @@ void attachment_release(struct attachment *attachment, bool forgets)
     else
         connection_send_error(attachment->connection, attachment->stream, ERROR_BUSY, "Let go.");
     detach(attachment);
-    if (!forgets)
-        return;
-    job->doomed = true;
-    if (job->pid == 0) {
-        end_attachments(job);
-        forget(job);
-        return;
-    }
-    kill(-job->pid, SIGKILL);
-    kill(job->pid, SIGKILL);
-    session_kill(is_doomed);
+    if (forgets)
+        doom(job);
 }
 
 /* WIRE_JOB_BYTES, and the words. */

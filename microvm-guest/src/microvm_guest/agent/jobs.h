@@ -27,7 +27,7 @@ const char *job_attach(struct connection *connection, const struct frame *frame)
 const char *attachment_window(struct attachment *attachment, uint32_t channel, uint32_t bytes);
 const char *attachment_signal(struct attachment *attachment, uint32_t signal);
 
-/* The host lets go of the stream. `forget`: kill the job's session, and keep nothing of it. */
+/* The host lets go of the stream. `forget`: and of the job, which is ended and not kept. */
 void attachment_release(struct attachment *attachment, bool forget);
 
 struct attachment *attachment_find(struct connection *connection, uint32_t stream);

@@ -178,7 +178,7 @@ static const struct request requests[] = {
     [FRAME_KILL] = {serve_kill, 4, 4, true, 0},
     [FRAME_RESIZE] = {serve_resize, 4, 4, true, 0},
     [FRAME_CLOSE] = {serve_close, 0, 0, true, FLAG_FORGET},
-    [FRAME_ATTACH] = {serve_attach, 8, 256, true, 0},
+    [FRAME_ATTACH] = {serve_attach, 8, 256, true, FLAG_FORGET},
 };
 
 const char *frame_problem(const struct connection *connection, const struct frame *frame,

@@ -75,7 +75,7 @@ enum frame_flag {
     FLAG_EOF = 0x01,       /* STDIN, STDOUT, STDERR: the last of its direction */
     FLAG_CLOSED = 0x01,    /* WINDOW from the agent: nobody reads stdin any more */
     FLAG_POWER_OFF = 0x01, /* SHUTDOWN: cut the power rather than reset */
-    FLAG_FORGET = 0x01,    /* CLOSE of an attachment: end the job and forget it */
+    FLAG_FORGET = 0x01,    /* ATTACH, CLOSE of an attachment: end the job and forget it */
 };
 
 enum field_tag {

@@ -262,16 +262,22 @@ class AgentConnection:
 
     def attach(self, request: AttachRequest) -> tuple[int, bytes]:
         """Follow a job, on the stream whose id is returned; its events are a command's."""
-        return self._open(FrameType.ATTACH, request, request.encode())
+        flags = FrameFlag.FORGET if request.forget else 0
+        return self._open(FrameType.ATTACH, request, request.encode(), flags)
 
     def _open(
-        self, kind: FrameType, request: RunRequest | AttachRequest, payload: bytes
+        self,
+        kind: FrameType,
+        request: RunRequest | AttachRequest,
+        payload: bytes,
+        flags: int = 0,
     ) -> tuple[int, bytes]:
         if self._last_stream == frames.MAX_STREAM:
             raise LocalProtocolError("The connection has no more stream ids: open another.")
         self._last_stream += 1
         self._streams[self._last_stream] = CommandStream(request)
-        return self._last_stream, self._send(kind, payload, stream=self._last_stream)
+        stream = self._last_stream
+        return stream, self._send(kind, payload, stream=stream, flags=flags)
 
     def stdin_credit(self, stream: int) -> int:
         """Bytes of stdin that may be sent now; 0 also where none can be any more."""

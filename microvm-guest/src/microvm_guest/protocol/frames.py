@@ -70,7 +70,7 @@ class FrameFlag(enum.IntFlag):
     POWER_OFF = 0x01
     """SHUTDOWN: cut the power rather than reset."""
     FORGET = 0x01
-    """CLOSE of what is attached to a job: kill the job and keep nothing of it."""
+    """ATTACH, and CLOSE of what is attached to a job: kill the job and keep nothing of it."""
 
 
 class Channel(enum.IntEnum):
@@ -204,7 +204,7 @@ FROM_HOST: Mapping[int, Rule] = MappingProxyType(
         FrameType.KILL: Rule(4, 4, on_stream=True),
         FrameType.RESIZE: Rule(4, 4, on_stream=True),
         FrameType.CLOSE: Rule(0, 0, on_stream=True, flags=FrameFlag.FORGET),
-        FrameType.ATTACH: Rule(8, 256, on_stream=True),
+        FrameType.ATTACH: Rule(8, 256, on_stream=True, flags=FrameFlag.FORGET),
     }
 )
 """What a host may send."""

@@ -36,6 +36,9 @@ class AttachRequest:
     log_from: int = 0
     """The first byte wanted, counted from the first that the job has printed."""
 
+    forget: bool = False
+    """Kill it, and keep nothing of it; EXIT comes when that is done."""
+
     tty: None = None
     flags: RunFlag = RunFlag.MERGE | RunFlag.NO_STDIN
 
