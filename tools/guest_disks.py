@@ -13,12 +13,22 @@ sys.path += [
     str(Path(__file__).parent.parent / name / "src") for name in ("microvm-core", "microvm-guest")
 ]
 
-from microvm_guest.image import DiskSpec, compose, progress_for
+from microvm_guest.image import DiskSpec, File, compose, progress_for
 
 PACKAGES = ("curl", "e2fsprogs", "fio", "iperf3", "iproute2", "iputils-ping", "mount")
 """What the tests run in guests, beside what is essential to Debian."""
 
-SYSTEM = DiskSpec(packages=PACKAGES, name="guest-tests")
+OWN_INIT = "/opt/own-init"
+_OWN_INIT_SCRIPT = b"""\
+#!/bin/sh
+mount -t devtmpfs dev /dev
+echo '<0>init of my own' > /dev/kmsg
+"""
+SYSTEM = DiskSpec(
+    packages=PACKAGES,
+    files=[File(OWN_INIT.removeprefix("/"), _OWN_INIT_SCRIPT, mode=0o755)],
+    name="guest-tests",
+)
 """For whatever a test does in a guest."""
 ROOTS = {
     kind: DiskSpec(packages=("e2fsprogs",), format=kind, name=f"guest-tests-{kind}")

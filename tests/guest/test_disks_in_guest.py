@@ -219,17 +219,16 @@ async def test_a_root_disk_that_is_not_there_is_told() -> None:
 async def test_without_an_agent_the_kernel_itself_starts_the_disks_own_init(
     system_disk: GuestDisk, leaves_nothing: None
 ) -> None:
-    script = "mount -t devtmpfs dev /dev; echo init of my own > /dev/kmsg"
     config = MachineConfig(
         boot=BootSource(kernel=default_image().kernel),
-        cmdline=f'init=/bin/sh -- -c "{script}"',
+        cmdline=f"init={guest_disks.OWN_INIT}",
         drives=(DriveConfig(path=system_disk.path, read_only=True, root=True),),
         vsock=None,
         provisioners=(),
     )
     async with Machine(config) as machine:
         outcome = await machine.wait()
-    assert outcome.reason is OutcomeReason.PANIC  # for its init ended
+    assert outcome.reason is OutcomeReason.PANIC  # for its init has ended
     assert any("init of my own" in line for line in outcome.console_tail)
 
 
