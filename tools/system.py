@@ -18,8 +18,8 @@ sys.path += [str(ROOT / "microvm-core" / "src"), str(ROOT / "microvm-guest" / "s
 
 from microvm_guest.image.requirements import debian_packages  # noqa: E402 - the path comes first
 
-RUN = ("qemu-system-x86", "util-linux")
-"""To run machines."""
+RUN = ("qemu-system-x86", "util-linux", "passt", "iproute2")
+"""To run machines, with networks; the last is for tests, which make some of their own."""
 TESTS = (
     "gcc",
     "libc6-dev",

@@ -62,6 +62,11 @@ def measures(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
 
         return trio.run(blk, args.pairs)
 
+    def net_host() -> Any:
+        from tools.bench.net_host import net_host
+
+        return net_host(args.pairs)
+
     def exits() -> Any:
         from tools.bench.exits import exits
 
@@ -83,13 +88,14 @@ def measures(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
         "vsock": vsock,
         "blk_host": blk_host,
         "blk": blk,
+        "net_host": net_host,
         "exits": exits,
         "vmm": vmm,
         "lab": lab,
     }
 
 
-ON_THE_HOST = ("import", "boot", "vsock", "blk_host", "blk", "exits", "vmm")
+ON_THE_HOST = ("import", "boot", "vsock", "blk_host", "blk", "net_host", "exits", "vmm")
 
 
 def main() -> None:
