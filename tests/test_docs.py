@@ -93,6 +93,10 @@ CLI = ROOT / "docs" / "cli.md"
 COMMANDS = (
     ("run",),
     ("shell",),
+    ("ls",),
+    ("console",),
+    ("stats",),
+    ("stop",),
     ("doctor",),
     ("plugins",),
     ("image", "build"),
