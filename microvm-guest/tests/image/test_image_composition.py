@@ -252,6 +252,15 @@ def test_an_unknown_package_is_told_with_apts_words_and_leaves_nothing(
     assert list(layout.disks.iterdir()) == []
 
 
+def test_a_host_without_apt_is_told_what_else_it_can_do(
+    layout: CacheLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SourceUnavailable, match="no apt") as caught:
+        compose(spec(), Silent(), layout)
+    assert "start from" in str(caught.value.remedy)
+
+
 @pytest.mark.parametrize("name", ["-o", "one=1", "one:amd64", "One", "a", "?essential", "x y", ""])
 def test_what_is_no_name_never_reaches_apt(name: str) -> None:
     with pytest.raises(BuildError, match="not the name of a package"):

@@ -38,7 +38,7 @@ from microvm_guest.image.disks import (
     read_line,
     whole_disks,
 )
-from microvm_guest.image.errors import BuildError, ImageDamaged
+from microvm_guest.image.errors import BuildError, ImageDamaged, SourceUnavailable
 from microvm_guest.image.filesystems import MIB, Content, make, tool_versions
 from microvm_guest.image.layout import CacheLayout, cache_layout
 from microvm_guest.image.loader_cache import add_loader_cache, can_make_loader_cache
@@ -184,8 +184,14 @@ class _Composition:
 
     def run(self) -> GuestDisk:
         spec, layout = self.spec, self.cache.layout
+        if not requirements.has_apt(requirements.find_program):
+            raise SourceUnavailable(
+                "There is no apt here to fetch packages with.",
+                remedy="Make a root file system with your distribution's own tools and start from "
+                "that, or copy the cache from a Debian.",
+            )
         requirements.check(
-            {**requirements.DEBIAN_PROGRAMS, **requirements.DISK_PROGRAMS[spec.format]},
+            requirements.DISK_PROGRAMS[spec.format],
             {},
             what="a disk",
             which=requirements.find_program,
