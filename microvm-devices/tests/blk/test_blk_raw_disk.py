@@ -305,7 +305,6 @@ def test_a_file_that_becomes_a_fifo_while_it_is_opened_is_refused_without_waitin
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     regular = os.stat(image)
-    monkeypatch.setattr(os, "stat", lambda path: regular)
     refused: list[ImageError] = []
 
     def attempt() -> None:
@@ -314,9 +313,11 @@ def test_a_file_that_becomes_a_fifo_while_it_is_opened_is_refused_without_waitin
         except ImageError as error:
             refused.append(error)
 
-    thread = threading.Thread(target=attempt, daemon=True)
-    thread.start()
-    thread.join(20)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", lambda path: regular)
+        thread = threading.Thread(target=attempt, daemon=True)
+        thread.start()
+        thread.join(20)
     assert "it is a FIFO" in str(refused[0])
 
 
