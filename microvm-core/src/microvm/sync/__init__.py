@@ -20,19 +20,25 @@ Importing this costs no trio: that comes with the first machine.
 
 from microvm.sync._channels import Listener
 from microvm.sync._deadlines import Deadline, TooSlowError, fail_after, move_on_after
+from microvm.sync._files import GuestFiles
 from microvm.sync._forward import Forward
 from microvm.sync._guest import Guest
+from microvm.sync._jobs import GuestJob, JobOutput
 from microvm.sync._machine import Machine
-from microvm.sync._process import CommandInput, GuestProcess
+from microvm.sync._process import GuestProcess
+from microvm.sync._streams import StreamWriter
 
 __all__ = [
-    "CommandInput",
     "Deadline",
     "Forward",
     "Guest",
+    "GuestFiles",
+    "GuestJob",
     "GuestProcess",
+    "JobOutput",
     "Listener",
     "Machine",
+    "StreamWriter",
     "TooSlowError",
     "fail_after",
     "move_on_after",

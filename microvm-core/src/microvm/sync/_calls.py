@@ -6,6 +6,7 @@ import math
 import threading
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from microvm._groups import only_error
 from microvm.errors import MicrovmError
 from microvm.sync._deadlines import TooSlowError, nearest
 
@@ -143,6 +144,10 @@ class _HeldCall(Call[T]):
         self._leave.set()
 
 
+class _LeftByAnError(Exception):
+    """Stands for the error of a caller's block."""
+
+
 class Held(Generic[T]):
     """A context manager for one thread at a time, whose insides are on the loop."""
 
@@ -173,13 +178,13 @@ class Held(Generic[T]):
         if self._loop.foreign:
             return  # it is its parent's
         call = self._call
-        # The loop's side explains an error of ours (a guest that is gone: how it ended); what else
-        # the caller's block raised is none of its business.
-        told = error if isinstance(error, MicrovmError) else None
+        # The loop's side explains an error of ours (a guest that is gone: how it ended). Of any
+        # other it only hears that there was one, so that half a file is not taken for a whole.
+        told = error if error is None or isinstance(error, MicrovmError) else _LeftByAnError()
         self._loop.tell(lambda: call.leave(told))
         self._loop.wait(call.done)
         left_by, call.error = call.error, None
-        if left_by is not None and left_by is not told:
+        if left_by is not None and only_error(left_by) is not told:
             raise left_by
 
 

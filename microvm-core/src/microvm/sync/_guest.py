@@ -8,14 +8,17 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from microvm.abc.jobs import DEFAULT_LOG_BYTES
 from microvm.sync._channels import socket_from
+from microvm.sync._files import GuestFiles
+from microvm.sync._jobs import GuestJob
 from microvm.sync._process import GuestProcess
 
 if TYPE_CHECKING:
     import trio
 
     from microvm.abc import Guest as AsyncGuest
-    from microvm.abc import RunResult, TtySize
+    from microvm.abc import JobStatus, RunResult, TtySize
     from microvm.forwards import TcpAddress, UnixAddress
     from microvm.sync._loop import BackgroundLoop
 
@@ -79,6 +82,34 @@ class Guest:
     def shutdown(self) -> None:
         """Ask the guest to end itself. Returns when the agent has agreed; see `Machine.wait`."""
         self._loop.call(self._guest.shutdown)
+
+    @property
+    def files(self) -> GuestFiles:
+        """The guest's files."""
+        return GuestFiles(self._loop, self._guest.files)
+
+    def spawn_detached(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        log_bytes: int = DEFAULT_LOG_BYTES,
+    ) -> GuestJob:
+        """Start a command that goes on by itself and keeps a log."""
+        work = partial(
+            self._guest.spawn_detached, argv, env=env, cwd=cwd, user=user, log_bytes=log_bytes
+        )
+        return GuestJob(self._loop, self._loop.call(work))
+
+    def jobs(self) -> Sequence[JobStatus]:
+        """The detached commands that run or were not removed, newest first."""
+        return self._loop.call(self._guest.jobs)
+
+    def job(self, job_id: int) -> GuestJob:
+        """A detached command by its id, whoever has started it."""
+        return GuestJob(self._loop, self._loop.call(partial(self._guest.job, job_id)))
 
     def connect_to(self, address: TcpAddress | UnixAddress) -> socket.socket:
         """A blocking socket to a TCP port or AF_UNIX socket as a program in the guest has it."""

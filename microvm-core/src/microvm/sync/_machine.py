@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,10 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from microvm.abc.jobs import DEFAULT_LOG_BYTES
 from microvm.config import MachineConfig
 from microvm.sync._channels import Listener, socket_from
+from microvm.sync._files import GuestFiles
 from microvm.sync._forward import Forward
 from microvm.sync._guest import Guest
+from microvm.sync._jobs import GuestJob
 from microvm.sync._loop import BackgroundLoop, background_loop
 from microvm.sync._process import GuestProcess
 
@@ -24,7 +28,7 @@ if TYPE_CHECKING:
 
     from microvm._assembly import BackendChoice
     from microvm._machine import Machine as AsyncMachine
-    from microvm.abc import ConsoleSink, RunResult, TtySize
+    from microvm.abc import ConsoleSink, CopyLimits, CopyReport, JobStatus, RunResult, TtySize
     from microvm.metrics import MachineMetrics
     from microvm.outbound import OutboundPolicy
     from microvm.outcome import MachineOutcome
@@ -208,6 +212,52 @@ class Machine:
         enter = partial(machine.spawn, argv, env=env, cwd=cwd, user=user, tty=tty)
         with loop.hold(enter) as process:
             yield GuestProcess(loop, process)
+
+    @property
+    def files(self) -> GuestFiles:
+        """The guest's files; each of its methods waits for the guest."""
+        loop, machine = self._live()
+        return GuestFiles(loop, machine.files)
+
+    def copy_in(self, local: str | os.PathLike[str], guest_path: str) -> CopyReport:
+        """Copy a file or directory into the guest; see `microvm.abc.GuestFiles.copy_in`."""
+        return self.files.copy_in(local, guest_path)
+
+    def copy_out(
+        self,
+        guest_path: str,
+        local: str | os.PathLike[str],
+        *,
+        limits: CopyLimits | None = None,
+    ) -> CopyReport:
+        """Copy a file or directory out of the guest; see `microvm.abc.GuestFiles.copy_out`."""
+        return self.files.copy_out(guest_path, local, limits=limits)
+
+    def spawn_detached(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        log_bytes: int = DEFAULT_LOG_BYTES,
+    ) -> GuestJob:
+        """Start a command that goes on by itself and keeps a log."""
+        loop, machine = self._live()
+        work = partial(
+            machine.spawn_detached, argv, env=env, cwd=cwd, user=user, log_bytes=log_bytes
+        )
+        return GuestJob(loop, loop.call(work))
+
+    def jobs(self) -> Sequence[JobStatus]:
+        """The detached commands that run or were not removed, newest first."""
+        loop, machine = self._live()
+        return loop.call(machine.jobs)
+
+    def job(self, job_id: int) -> GuestJob:
+        """A detached command by its id, whoever has started it."""
+        loop, machine = self._live()
+        return GuestJob(loop, loop.call(partial(machine.job, job_id)))
 
     def connect(self, port: int) -> socket.socket:
         """Open a stream to a guest port, as a blocking socket.
