@@ -15,7 +15,18 @@ from importlib import import_module
 
 import microvm
 
-COMMANDS = ("run", "shell", "ls", "console", "stats", "stop", "doctor", "plugins", "image")
+COMMANDS = (
+    "run",
+    "shell",
+    "socks5",
+    "ls",
+    "console",
+    "stats",
+    "stop",
+    "doctor",
+    "plugins",
+    "image",
+)
 """Each is a module of this package."""
 
 EXIT_OWN_FAILURE = 125

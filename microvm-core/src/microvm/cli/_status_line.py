@@ -1,0 +1,28 @@
+"""One line of a terminal that tells how things are, written over as they change."""
+
+from __future__ import annotations
+
+from typing import TextIO
+
+
+class StatusLine:
+    """The last line of a terminal; nothing at all where there is no terminal.
+
+    Args:
+        stream: Where to write; None where a program was started without.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream if stream is not None and stream.isatty() else None
+        self._shown = ""
+
+    def show(self, text: str) -> None:
+        """Show this, in place of what was there."""
+        if self._stream is not None and text != self._shown:
+            self._stream.write(f"\r\x1b[K{text}")
+            self._stream.flush()
+            self._shown = text
+
+    def clear(self) -> None:
+        """Leave an empty line."""
+        self.show("")

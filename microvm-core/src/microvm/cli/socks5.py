@@ -1,0 +1,170 @@
+"""``microvm socks5``: a machine whose network is to be had at a SOCKS5 proxy, until Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from microvm.cli import EXIT_OWN_FAILURE
+from microvm.cli._machine_options import add_machine_options, machine_config
+
+if TYPE_CHECKING:
+    from microvm._machine import Machine
+    from microvm.config import MachineConfig
+    from microvm.forwards import TcpAddress, UnixAddress
+    from microvm.forwards.forward import Forward
+    from microvm.outcome import MachineOutcome
+
+DEFAULT_LISTEN: Final = "127.0.0.1:1080"
+LOOK_EVERY_S: Final = 1.0
+_TCP: Final = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]:|(?P<v4>[0-9.]+):)?(?P<port>\d{1,5})")
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``socks5``."""
+    parser = subparsers.add_parser(
+        "socks5",
+        help="offer a fresh machine's network as a SOCKS5 proxy",
+        description=(
+            "Boot a machine and offer on this host a SOCKS5 proxy whose other end is the machine: "
+            "its network, its name servers. Serves until Ctrl-C. Prints the proxy's address."
+        ),
+    )
+    add_machine_options(parser)
+    parser.set_defaults(mem_size_mib=64)
+    parser.add_argument(
+        "--listen",
+        default=DEFAULT_LISTEN,
+        metavar="ADDR:PORT|unix:PATH",
+        help=f"where programs of this host find it (default: {DEFAULT_LISTEN}; port 0: one is "
+        "chosen)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print what happens, one JSON object a line"
+    )
+    parser.set_defaults(func=run)
+
+
+def parse_listen(text: str) -> TcpAddress | UnixAddress:
+    """Where ``--listen`` says to listen.
+
+    Raises:
+        ConfigError: it is no such place.
+    """
+    from microvm.errors import ConfigError
+    from microvm.forwards import TcpAddress, UnixAddress
+
+    if text.startswith("unix:"):
+        return UnixAddress(path=text.removeprefix("unix:"))
+    match = _TCP.fullmatch(text)
+    if match is None:
+        raise ConfigError(
+            f"--listen takes ADDR:PORT or unix:PATH, not {text!r}.",
+            remedy=f"For example {DEFAULT_LISTEN}, [::1]:1080 or unix:/run/user/1000/socks.sock.",
+        )
+    host = match["v6"] or match["v4"] or "127.0.0.1"
+    return TcpAddress(host=host, port=int(match["port"]))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve; returns the process's exit code."""
+    from microvm.errors import MicrovmError
+
+    try:
+        return _run(args)
+    except MicrovmError as error:
+        if not args.json:
+            raise
+        _tell(
+            "failed",
+            error=error.code,
+            message=error.message,
+            remedy=error.remedy,
+            console=list(error.console),
+        )
+        return EXIT_OWN_FAILURE
+
+
+def _config(args: argparse.Namespace) -> MachineConfig:
+    """A machine that starts the server as it boots, and has a network if none was given."""
+    import attrs
+
+    if not args.net:
+        args.net = ["passt"]
+    config = machine_config(args)
+    return attrs.evolve(config, provisioners=(*config.provisioners, "socks5"))
+
+
+def _run(args: argparse.Namespace) -> int:
+    import trio
+
+    from microvm._machine import Machine
+    from microvm.cli._signals import ended_by_signals
+    from microvm.cli._status_line import StatusLine
+
+    listen = parse_listen(args.listen)
+    machine = Machine(_config(args))
+    status = StatusLine(None if args.json else sys.stderr)
+
+    async def session() -> MachineOutcome:
+        async with ended_by_signals(signal.SIGTERM, signal.SIGHUP), machine:
+            status.show(f"microvm: booting on {machine.backend.name}")
+            if args.json:
+                choice = machine.backend
+                _tell("starting", backend=choice.name, reason=choice.reason)
+            async with await _open(machine, listen) as proxy, trio.open_nursery() as nursery:
+                status.clear()
+                _say_ready(args, machine, proxy)
+                nursery.start_soon(_watch, args, proxy, status)
+                outcome = await machine.wait()
+                nursery.cancel_scope.cancel()
+        return outcome
+
+    try:
+        outcome = trio.run(session)
+    finally:
+        status.clear()
+    if args.json:
+        _tell("ended", reason=outcome.reason.value, detail=outcome.detail)
+    else:
+        print(f"microvm: the machine has ended. {outcome.detail}", file=sys.stderr)
+    return EXIT_OWN_FAILURE
+
+
+async def _open(machine: Machine, listen: TcpAddress | UnixAddress) -> Forward:
+    from microvm.forwards import UnixAddress
+
+    if isinstance(listen, UnixAddress):
+        return await machine.socks5(path=listen.path)
+    return await machine.socks5(host=listen.host, port=listen.port)
+
+
+def _say_ready(args: argparse.Namespace, machine: Machine, proxy: Forward) -> None:
+    if args.json:
+        timing = {phase: round(ms, 3) for phase, ms in machine.timing.items()}
+        _tell("ready", listen=str(proxy.address), timing=timing)
+    else:
+        print(proxy.address, flush=True)
+
+
+async def _watch(args: argparse.Namespace, proxy: Forward, status: Any) -> None:
+    """Tell how many connections there are, when that changes."""
+    import trio
+
+    told = None
+    while True:
+        count = proxy.connections
+        if count != told:
+            told = count
+            status.show(f"microvm: SOCKS5 at {proxy.address}, connections: {count}. Ctrl-C ends it")
+            if args.json:
+                _tell("connections", count=count)
+        await trio.sleep(LOOK_EVERY_S)
+
+
+def _tell(event: str, **facts: Any) -> None:
+    print(json.dumps({"event": event, **facts}), flush=True)
