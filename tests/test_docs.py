@@ -193,7 +193,7 @@ def test_the_tutorials_entry_points_lead_to_its_plugins(tutorial: Path) -> None:
         for entries in project["entry-points"].values()
         for module in entries.values()
     }
-    assert len(found) == 3
+    assert len(found) == 4
     for path in found.values():
         assert "@hookimpl" in path.read_text()
 
