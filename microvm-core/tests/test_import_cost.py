@@ -37,6 +37,11 @@ def test_the_errors_can_be_had_without_anything_heavy():
     assert heavy(imported_by("from microvm import MicrovmError, PluginError")) == set()
 
 
+def test_microvm_without_async_is_without_trio_until_the_first_machine():
+    modules = imported_by("from microvm.sync import Machine; Machine()")
+    assert heavy(modules) - {"attr", "attrs"} == set()
+
+
 def test_parsing_a_command_line_imports_nothing_that_only_a_machine_needs():
     modules = imported_by("from microvm.cli import build_parser; build_parser()")
     assert heavy(modules) - {"attr", "attrs"} == set()
