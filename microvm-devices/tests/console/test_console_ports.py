@@ -9,8 +9,9 @@ import trio
 import trio.testing
 
 from microvm.errors import ConfigError, GuestGone
+from microvm.virtio.features import RING_EVENT_IDX, RING_FEATURES
 from microvm_devices.console import plugin
-from microvm_devices.console.control import Event
+from microvm_devices.console.control import CONTROL, Event
 from microvm_devices.console.device import ConsoleDevice
 from microvm_devices.console.testing import GuestConsole
 
@@ -19,11 +20,11 @@ OPEN = Event.PORT_OPEN
 
 
 @asynccontextmanager
-async def driven() -> AsyncIterator[tuple[ConsoleDevice, GuestConsole]]:
+async def driven(ring: int = RING_FEATURES) -> AsyncIterator[tuple[ConsoleDevice, GuestConsole]]:
     """A console with two ports whose driver has set it up."""
     console = plugin.create({"ports": ["agent", "log"]})
     assert isinstance(console, ConsoleDevice)
-    guest = GuestConsole(console)
+    guest = GuestConsole(console, ring=ring)
     async with console.lifespan(), guest.driving():
         await guest.set_up()
         yield console, guest
@@ -199,6 +200,24 @@ async def test_a_new_program_of_the_guest_is_not_taken_for_the_one_that_had_gone
             control.kick()
             await guest.print(b"er", AGENT)
             assert await agent.receive_some(100) == b"er"
+
+
+@pytest.mark.parametrize("ring", [RING_FEATURES, RING_FEATURES & ~RING_EVENT_IDX])
+async def test_a_message_that_is_heard_for_a_ports_sake_is_used_up_like_any_other(
+    ring: int,
+) -> None:
+    """By another task than the queue's own, which may be asleep, or just about to be."""
+    async with driven(ring) as (console, guest):
+        control = guest.queues[3]
+        for turn in range(5):
+            control.want_interrupt()
+            before = control.irq.triggers
+            control.add([CONTROL.pack(AGENT, OPEN, turn & 1)])  # and no doorbell
+            console._settle()
+            assert len(control.used()) == 1
+            assert control.irq.triggers == before + 1
+            with trio.fail_after(5):
+                await guest.say(LOG, OPEN, turn & 1)
 
 
 async def test_a_port_has_one_stream_and_a_console_its_ports() -> None:

@@ -40,6 +40,7 @@ def device(**options: object) -> ConsoleDevice:
         ({"size": (80, 25)}, EMERG_WRITE | SIZE, 2, (80, 25, 1, 0)),
         ({"ports": ["a"]}, EMERG_WRITE | MULTIPORT, 6, (0, 0, 2, 0)),
         ({"ports": ["a", "b"], "size": [9, 8]}, 7, 8, (9, 8, 3, 0)),
+        ({"ports": "a:b", "size": "9x8"}, 7, 8, (9, 8, 3, 0)),
     ],
 )
 def test_what_each_console_offers(options, features: int, queues: int, config) -> None:
@@ -53,7 +54,7 @@ def test_what_each_console_offers(options, features: int, queues: int, config) -
     ("options", "where"),
     [
         ({"port": ["a"]}, "port"),
-        ({"ports": "agent"}, "ports"),
+        ({"ports": "agent:"}, "ports"),
         ({"ports": ["a/b"]}, "ports"),
         ({"ports": [""]}, "ports"),
         ({"ports": [".."]}, "ports"),
@@ -64,6 +65,10 @@ def test_what_each_console_offers(options, features: int, queues: int, config) -
         ({"size": (0, 25)}, "size"),
         ({"size": (80, 0x10000)}, "size"),
         ({"size": 80}, "size"),
+        ({"size": "80"}, "size"),
+        ({"size": "80x"}, "size"),
+        ({"size": "80x-25"}, "size"),
+        ({"size": "axb"}, "size"),
         ({"size": (80, 25, 1)}, "size"),
     ],
 )

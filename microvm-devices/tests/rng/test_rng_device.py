@@ -256,7 +256,12 @@ def test_options_that_it_does_not_know_are_all_named() -> None:
     assert [problem.where for problem in caught.value.problems] == ["rate", "seed"]
 
 
-def test_a_rate_limit_is_one_or_none() -> None:
-    with pytest.raises(ConfigError, match="rate_limit"):
-        plugin.create({"rate_limit": 1000})
+@pytest.mark.parametrize("limit", ["fast", 1.5, True, 0, -1])
+def test_a_rate_limit_that_is_none_is_refused(limit: object) -> None:
+    with pytest.raises(ConfigError, match=r"rate_limit|bytes_per_s"):
+        plugin.create({"rate_limit": limit})
+
+
+def test_a_rate_limit_may_be_a_number_of_bytes_a_second_or_nothing() -> None:
+    assert RngConfig(rate_limit=1000).rate_limit == RateLimit(bytes_per_s=1000)
     assert plugin.create({"rate_limit": None}).device_id == 4

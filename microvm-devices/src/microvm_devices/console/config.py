@@ -17,9 +17,19 @@ MAX_SIDE: Final = 0xFFFF
 """Of a terminal; `cols` and `rows` are of 16 bits (5.3.4)."""
 
 
-def _tuple(value: Any) -> Any:
-    """A text is left as it is, for the check to refuse: its letters are no list of names."""
-    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
+def _names(value: Any) -> Any:
+    """A text is a command line's list: ``agent:log``."""
+    if isinstance(value, str):
+        return tuple(value.split(":"))
+    return tuple(value) if isinstance(value, Iterable) else value
+
+
+def _size(value: Any) -> Any:
+    """A text is a command line's size: ``80x25``."""
+    if isinstance(value, str):
+        sides = value.split("x")
+        return tuple(map(int, sides)) if all(map(str.isdecimal, sides)) else value
+    return tuple(value) if isinstance(value, Iterable) else value
 
 
 def _is_name(value: object) -> bool:
@@ -50,11 +60,12 @@ def is_size(value: object) -> bool:
 class ConsoleConfig:
     """The ports beside the terminal, and the terminal's size."""
 
-    ports: tuple[str, ...] = attrs.field(default=(), converter=_tuple)
-    """Names. Where a guest runs udev, a port is ``/dev/virtio-ports/<name>``; in every Linux its
-    name is in ``/sys/class/virtio-ports/vport*/name``."""
-    size: tuple[int, int] | None = attrs.field(default=None, converter=_tuple)
-    """Columns and rows; None: the guest is not told."""
+    ports: tuple[str, ...] = attrs.field(default=(), converter=_names)
+    """Names, or one text with colons between them. Where a guest runs udev, a port is
+    ``/dev/virtio-ports/<name>``; in every Linux its name is in
+    ``/sys/class/virtio-ports/vport*/name``."""
+    size: tuple[int, int] | None = attrs.field(default=None, converter=_size)
+    """Columns and rows, or a text like ``80x25``; None: the guest is not told."""
 
     def __attrs_post_init__(self) -> None:
         problems: list[ConfigProblem] = []

@@ -62,7 +62,7 @@ class ConsoleDevice(VirtioDevice):
         self._serving = False
         self._control = Control(config.ports, config.size)
         self._ports = {
-            port.id: StreamPort(name, self._teller(port.id), self._take_control)
+            port.id: StreamPort(name, self._teller(port.id), self._settle)
             for port in self._control.ports
             if (name := port.name) is not None
         }
@@ -275,18 +275,24 @@ class ConsoleDevice(VirtioDevice):
         import trio
 
         while True:
-            self._take_control()
+            active.queue.disable_notification()
+            self._take_control(active)
             active.notify()
             await trio.lowlevel.checkpoint()
             if not active.queue.enable_notification():
                 await active.doorbell.wait()
 
-    def _take_control(self) -> None:
+    def _settle(self) -> None:
+        """Hear what the driver has said by now, for a port that can't wait for its turn.
+
+        The task whose queue it is may be asleep, or about to be: nothing of this is left to it.
+        """
+        if self._control_transmit is not None:
+            self._take_control(self._control_transmit)
+            self._control_transmit.notify()
+
+    def _take_control(self, active: ActiveQueue) -> None:
         """Act on what the driver has said by now: no more than its queue holds."""
-        active = self._control_transmit
-        if active is None:
-            return
-        active.queue.disable_notification()
         for chain in active.queue.pop_all():
             reader = ChainReader(chain)
             changed = self._control.receive(reader.read(min(reader.remaining, CONTROL.size)))

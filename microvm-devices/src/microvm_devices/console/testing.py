@@ -19,13 +19,18 @@ from microvm_devices.console.device import ConsoleDevice, port_queues
 class GuestConsole:
     """A driver of `device`, as Linux's is one."""
 
-    def __init__(self, device: ConsoleDevice, *, features: int | None = None) -> None:
+    def __init__(
+        self, device: ConsoleDevice, *, features: int | None = None, ring: int = RING_FEATURES
+    ) -> None:
         self.device = device
         self.features = device.features if features is None else features
+        self.ring = ring
         self.memory = GuestMemory.anonymous(16 << 20)
         heap = GuestHeap(4096, 16 << 20)
         count = len(device.queue_max_sizes) if self.features & 2 else 2
-        self.queues = [QueueDriver(self.memory, heap=heap, size=16) for _ in range(count)]
+        self.queues = [
+            QueueDriver(self.memory, heap=heap, size=16, features=ring) for _ in range(count)
+        ]
         self._bases = [0] * count
         self.config_changes = 0
         self.rx_bytes = 64
@@ -53,7 +58,7 @@ class GuestConsole:
             for driver, base in zip(self.queues, self._bases, strict=True)
         ]
         active = Activation(
-            features=RING_FEATURES | self.features,
+            features=self.ring | self.features,
             queues=tuple(
                 ActiveQueue(queue=ring, doorbell=driver.doorbell, irq=driver.irq)
                 for driver, ring in zip(self.queues, rings, strict=True)
