@@ -11,9 +11,12 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
+import attrs
 import pytest
 import trio
+from tests.guest.conftest import static_program
 
 from microvm import GuestError, GuestRefused, Machine, MachineConfig, NetConfig
 from microvm.forwards import TcpAddress
@@ -164,10 +167,13 @@ async def test_by_default_the_host_itself_is_not_reached(shouting: int) -> None:
         socket.create_connection(("127.0.0.1", 1081)).close()
 
 
-async def test_datagrams_of_a_guest_without_a_network_go_out_and_come_back() -> None:
+async def test_datagrams_of_a_guest_without_a_network_go_out_and_come_back(
+    tmp_path: Path,
+) -> None:
+    client = static_program("socks5_udp", tmp_path)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
         peer.bind(("127.0.0.1", 0))
-        peer.settimeout(30)
+        peer.settimeout(60)
         port = peer.getsockname()[1]
 
         def echo() -> bytes:
@@ -175,25 +181,16 @@ async def test_datagrams_of_a_guest_without_a_network_go_out_and_come_back() -> 
             peer.sendto(data.upper(), address)
             return data
 
-        raw = b"\0\0\0\1\x7f\0\0\1" + port.to_bytes(2, "big") + b"datagram"
-        script = (
-            f"(printf '{octal(bytes((5, 1, 0, 5, 3, 0, 1)) + bytes(6))}'; sleep 8) "
-            "| nc 127.0.0.1 1081 > /tmp/said & sleep 2; "
-            "port=$(tail -c 2 /tmp/said | od -An -tu1 | awk '{print $1 * 256 + $2}'); "
-            f"(printf '{octal(raw)}'; sleep 2) | nc -u -w 3 127.0.0.1 $port"
-        )
         policy = OutboundPolicy(allow=("127.0.0.1",))
-        async with Machine(SMALL) as machine, await machine.outbound_proxy(policy):
-            results: list[bytes] = []
-
-            async def run() -> None:
-                results.append((await machine.run(["sh", "-c", script])).stdout)
-
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(run)
-                got = await trio.to_thread.run_sync(echo)
-        assert got == b"datagram"
-        assert results[0] == raw[:10] + b"DATAGRAM"
+        async with Machine(SMALL) as machine:
+            script = "cat > /tmp/client && chmod +x /tmp/client"
+            await machine.run(["sh", "-c", script], stdin=client, check=True)
+            words = ["/tmp/client", "1081", "127.0.0.1", str(port), "datagram"]
+            async with await machine.outbound_proxy(policy), trio.open_nursery() as nursery:
+                nursery.start_soon(trio.to_thread.run_sync, echo)
+                assert (await machine.run(words)).stdout == b"DATAGRAM\n"
+            async with await machine.outbound_proxy(attrs.evolve(policy, udp=False)):
+                assert (await machine.run(words)).stdout == b"refused 7\n"
 
 
 # --- many ------------------------------------------------------------------------------------
