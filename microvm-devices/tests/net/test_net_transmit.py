@@ -1,5 +1,6 @@
 """What the guest sends: rows 31, 34, 46, 47 and 51 of the hazard catalogue."""
 
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as how
 from hypothesis import strategies as st
 
-from microvm.abc import Offload
+from microvm.abc import Frame, Offload
 from microvm.config import RateLimit
 from microvm.testing.queue_driver import activation
 from microvm_devices.net.device import NetDevice
@@ -19,6 +20,7 @@ from microvm_devices.net.testing import (
     MAC,
     PEER,
     NetDriver,
+    ScriptedLink,
     ScriptedNet,
     ethernet,
     running,
@@ -143,6 +145,35 @@ async def test_a_frame_of_many_tiny_buffers_is_one_frame() -> None:
     async with running(NetDevice(net, settings()), size=1024) as driver:
         driver.send(frame, cut=range(1, len(frame)))
         assert await net.link.sent() == frame
+
+
+class RewritingLink(ScriptedLink):
+    """Sends what lies there when it comes to it; the guest has rewritten its buffer by then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rewrite: Callable[[], None] = lambda: None
+
+    def send(self, frames: Sequence[Frame]) -> int:
+        self.rewrite()
+        return super().send(frames)
+
+
+async def test_29_what_was_checked_is_what_is_sent_whatever_the_guest_writes_meanwhile() -> None:
+    """Row 29: both headers are a copy; the rest decides nothing."""
+    net = ScriptedNet(vnet_header=True, offloads=OFFLOADS)
+    net.links = [link := RewritingLink()]
+    async with running(NetDevice(net, settings(fixed_mac=True))) as driver:
+        data = PLAIN + FRAME
+        block, _ = driver.tx.heap.take(len(data))
+        driver.memory.write(block, data)
+        driver.tx.write_descriptor(0, block, len(data), 0)
+        link.rewrite = lambda: driver.memory.write(block, b"\xff" * len(data))
+        driver.tx.offer(0)
+        driver.tx.kick()
+        sent = await link.sent()
+    assert sent[:26] == data[:26]
+    assert sent[26:] == b"\xff" * len(data[26:])
 
 
 # --- flow ----------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import pytest
 import trio
 import trio.testing
 
-from microvm.config import DriveConfig, MachineConfig
+from microvm.config import DriveConfig, MachineConfig, NetConfig
 from microvm.errors import ConfigError, GuestGone, GuestProtocolError, GuestRefused
 from microvm.plugins import ProvisionerFactory
 from microvm.testing.channels import MemoryChannels
@@ -125,3 +125,11 @@ def test_the_plugin_module_imports_nothing_heavy():
     code = "import sys, microvm_guest.plugin; print('trio' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_the_agent_is_told_which_networks_to_ask_for_an_address() -> None:
+    backends = ("passt", "null", "tap", "loopback")
+    nets = tuple(NetConfig(backend=name) for name in backends)
+    assert AgentProvisioner().kernel_cmdline(MachineConfig(nets=nets)) == ["microvm.dhcp=eth0,eth2"]
+    silent = MachineConfig(nets=(NetConfig(backend="null"),))
+    assert AgentProvisioner().kernel_cmdline(silent) == []
