@@ -128,6 +128,24 @@ RUN_OF_NOTHING = Frame(FrameType.RUN, 1, encode_field(FieldTag.CWD, "/")).encode
             + Frame(FrameType.STDIN, 1, bytes(MAX_PAYLOAD)).encode() * 4,
             id="stdin-past-its-window",
         ),
+        pytest.param(run_frame(["true"], flags=RunFlag.DETACH), id="job-with-stdin"),
+        pytest.param(
+            Frame(
+                FrameType.RUN,
+                1,
+                encode_field(FieldTag.ARG, "true") + encode_field(FieldTag.LOG_BYTES, 2**31),
+            ).encode(),
+            id="log-of-any-size",
+        ),
+        pytest.param(Frame(FrameType.ATTACH, 1, b"\x0a\0\xff\xffabcd").encode(), id="cut-attach"),
+        pytest.param(
+            Frame(FrameType.ATTACH, 1, encode_field(FieldTag.WINDOW, 2**31)).encode(),
+            id="attach-of-huge-window",
+        ),
+        pytest.param(
+            Frame(FrameType.NOTICE, 0, struct.pack("<IQ", 1, 0)).encode() * 2,
+            id="a-pause-within-a-pause",
+        ),
         pytest.param(
             run_frame(["cat"], flags=RunFlag(0)) + Frame(FrameType.STDIN, 1, b"", 1).encode() * 2,
             id="stdin-after-its-end",
@@ -317,10 +335,33 @@ def fields(draw_tag, draw_value):
 runs = st.builds(
     lambda program, rest: encode_field(FieldTag.ARG, program) + b"".join(rest),
     PROGRAMS,
-    st.lists(fields(st.integers(2, 9), st.binary(max_size=8)), max_size=6),
+    st.lists(fields(st.integers(2, 11), st.binary(max_size=8)), max_size=6),
 )
+run_flags = st.builds(
+    lambda flags: encode_field(FieldTag.RUN_FLAGS, flags), st.sampled_from([0, 8, 10, 18, 22, 31])
+)
+flagged_runs = st.builds(lambda flags, run: flags + run, run_flags, runs)
+attachments = st.lists(
+    fields(st.sampled_from([6, 10, 10, 11]), st.sampled_from([b"\1\0\0\0", b"\2\0\0\0", bytes(8)])),
+    min_size=1,
+    max_size=4,
+).map(b"".join)
 kinds = st.sampled_from(sorted(set(FrameType) - {FrameType.SHUTDOWN, FrameType.HELLO}))
 fuzzed_frames = st.one_of(
+    st.builds(
+        lambda stream, raw: Frame(FrameType.RUN, stream, raw).encode(),
+        st.integers(1, 9),
+        flagged_runs,
+    ),
+    st.builds(
+        lambda stream, raw, flags: Frame(FrameType.ATTACH, stream, raw, flags).encode(),
+        st.integers(1, 9),
+        attachments,
+        st.sampled_from([0, 1]),
+    ),
+    st.builds(
+        lambda notice: Frame(FrameType.NOTICE, 0, struct.pack("<IQ", notice, 0)).encode(), NUMBERS
+    ),
     st.builds(
         lambda stream, raw: Frame(FrameType.RUN, stream, raw).encode(), st.integers(1, 9), runs
     ),

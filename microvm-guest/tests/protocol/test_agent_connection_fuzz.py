@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from microvm.errors import GuestProtocolError
-from microvm_guest.protocol import NEED_DATA, AgentConnection, RunRequest
+from microvm_guest.protocol import (
+    NEED_DATA,
+    AgentConnection,
+    AttachRequest,
+    Notice,
+    RunRequest,
+)
 from microvm_guest.protocol import events as e
 from microvm_guest.protocol.frames import (
     FROM_AGENT,
@@ -48,10 +54,14 @@ headers = st.builds(
 def host():
     connection = AgentConnection()
     connection.greet(0)
-    for _ in range(COMMANDS):
+    for _ in range(COMMANDS - 1):
         connection.run(RunRequest(argv=["x"], window=WINDOW), 0)
+    connection.attach(AttachRequest(job=1, window=WINDOW))
     connection.ping()
     connection.ask_status()
+    connection.ask_jobs()
+    connection.notify(Notice.PAUSING, 0)
+    connection.notify(Notice.RESUMED, 0)
     connection.shutdown()
     return connection
 
