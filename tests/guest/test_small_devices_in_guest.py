@@ -1,0 +1,169 @@
+"""rng, console and balloon with Linux's own drivers; the latter two where our own VMM runs."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+import microvm_devices.balloon.plugin
+import microvm_devices.console.plugin
+import microvm_devices.rng.plugin
+import microvm_devices.vsock.plugin
+import microvm_guest.plugin
+import microvm_kvm.plugin
+import microvm_qemu.plugin
+from microvm import DeviceConfig, Machine, MachineConfig
+from microvm.abc import VirtioDevice
+from microvm.plugins import DeviceFactory
+from microvm.testing.plugins import plugin_manager
+from microvm_devices.balloon.device import BalloonDevice
+from microvm_devices.console.device import ConsoleDevice
+
+pytestmark = [pytest.mark.linux_guest, pytest.mark.usefixtures("leaves_nothing")]
+
+OURS = {
+    "backend/kvm": microvm_kvm.plugin,
+    "backend/qemu": microvm_qemu.plugin,
+    "device/vsock": microvm_devices.vsock.plugin,
+    "provisioner/agent": microvm_guest.plugin,
+}
+MIB = 1 << 20
+
+
+def machine_with(device: VirtioDevice, mem_size_mib: int = 64) -> Machine:
+    """A machine with this very device, so that a test has both ends of it."""
+    factory = DeviceFactory(
+        name="under-test",
+        summary="the device under test",
+        virtio_id=device.device_id,
+        create=lambda options: device,
+    )
+    config = MachineConfig(mem_size_mib=mem_size_mib, devices=[DeviceConfig(name="under-test")])
+    return Machine(config, plugins=plugin_manager(factory, plugins=OURS))
+
+
+async def shell(machine: Machine, script: str) -> str:
+    return (await machine.run(["sh", "-c", script], check=True)).stdout.decode()
+
+
+async def until(condition: Callable[[], bool], slower: int) -> None:
+    """Wait until it holds; the guest does things in its own time."""
+    with trio.fail_after(30 * slower):
+        while not condition():  # noqa: ASYNC110 - what is waited for is in another machine
+            await trio.sleep(0.05)
+
+
+# --- rng ---------------------------------------------------------------------------------------
+
+
+async def test_a_guest_reads_the_hosts_entropy() -> None:
+    device = microvm_devices.rng.plugin.create({})
+    async with machine_with(device) as machine:
+        name = await shell(machine, "cat /sys/class/misc/hw_random/rng_current")
+        reads = [
+            (await machine.run(["dd", "if=/dev/hwrng", "bs=64", "count=64"], check=True)).stdout
+            for _ in range(2)
+        ]
+    assert name.startswith("virtio_rng")
+    assert [len(read) for read in reads] == [4096, 4096]
+    assert reads[0] != reads[1]
+    assert len(set(reads[0])) > 200
+    assert device.counters()["written_bytes"] >= 8192
+
+
+# --- console -----------------------------------------------------------------------------------
+
+PORT = "for port in /sys/class/virtio-ports/*; do grep -qx metrics $port/name && break; done; "
+
+
+@pytest.fixture
+def own_vmm(backend: str) -> None:
+    if backend == "qemu":
+        pytest.skip("QEMU has no vhost-user front end for this device")
+
+
+@pytest.mark.usefixtures("own_vmm")
+async def test_a_named_port_is_a_stream_both_ways_and_ends_with_its_program() -> None:
+    console = microvm_devices.console.plugin.create({"ports": ["metrics"]})
+    assert isinstance(console, ConsoleDevice)
+    async with machine_with(console) as machine, console.open_port("metrics") as stream:
+        await stream.send_all(b"question\n")
+        script = PORT + "exec 3<>/dev/${port##*/}; read line <&3; echo answer to $line >&3"
+        await shell(machine, script)
+        answer = b""
+        async for part in stream:
+            answer += part
+        assert answer == b"answer to question\n"
+
+
+@pytest.mark.usefixtures("own_vmm")
+async def test_a_mebibyte_through_a_port_arrives_whole() -> None:
+    console = microvm_devices.console.plugin.create({"ports": ["metrics"]})
+    assert isinstance(console, ConsoleDevice)
+    script = PORT + "dd if=/dev/urandom of=/data bs=4096 count=256; sha256sum /data; "
+    async with machine_with(console) as machine, console.open_port("metrics") as stream:
+        printed: list[str] = []
+        digest, length = hashlib.sha256(), 0
+
+        async def send() -> None:
+            printed.append(await shell(machine, script + "cat /data > /dev/${port##*/}"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            async for part in stream:
+                digest.update(part)
+                length += len(part)
+    assert length == MIB
+    assert printed[0].startswith(digest.hexdigest())
+
+
+@pytest.mark.usefixtures("own_vmm")
+async def test_what_is_printed_to_hvc0_is_kept_on_the_host(slower: int) -> None:
+    console = microvm_devices.console.plugin.create({"ports": ["metrics"]})
+    assert isinstance(console, ConsoleDevice)
+    async with machine_with(console) as machine:
+        await shell(machine, "echo printed by the guest > /dev/hvc0")
+        await until(lambda: "printed by the guest" in console.hub.tail(), slower)
+
+
+# --- balloon -----------------------------------------------------------------------------------
+
+
+def rss_mib() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 // MIB
+
+
+@pytest.mark.usefixtures("own_vmm")
+async def test_a_balloon_is_filled_and_its_figures_are_the_guests(slower: int) -> None:
+    balloon = microvm_devices.balloon.plugin.create({})
+    assert isinstance(balloon, BalloonDevice)
+    async with machine_with(balloon, mem_size_mib=256) as machine:
+        await shell(machine, "true")
+        balloon.set_target_mib(64)
+        await until(lambda: balloon.actual_mib == 64, slower)
+        assert balloon.counters()["inflated_bytes"] >= 64 * MIB
+        with trio.fail_after(30 * slower):
+            figures = await balloon.ask_statistics()
+        meminfo = dict(
+            line.split(":") for line in (await shell(machine, "cat /proc/meminfo")).splitlines()
+        )
+        total_kib = int(meminfo["MemTotal"].split()[0])
+        assert abs(figures["total_bytes"] // 1024 - total_kib) < 4096
+        assert total_kib < (256 - 64) * 1024
+        balloon.set_target_mib(0)
+        await until(lambda: balloon.actual_mib == 0, slower)
+
+
+@pytest.mark.usefixtures("own_vmm")
+async def test_memory_that_the_guest_has_freed_goes_back_by_itself(slower: int) -> None:
+    balloon = microvm_devices.balloon.plugin.create({})
+    assert isinstance(balloon, BalloonDevice)
+    async with machine_with(balloon, mem_size_mib=256) as machine:
+        await shell(machine, "dd if=/dev/zero of=/full bs=1M count=128")
+        full = rss_mib()
+        await shell(machine, "rm /full")
+        await until(lambda: balloon.counters()["reported_bytes"] >= 100 * MIB, slower)
+        assert full - rss_mib() >= 80
+        assert balloon.counters()["reclaimed_bytes"] >= 100 * MIB
