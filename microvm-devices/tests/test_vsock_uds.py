@@ -197,6 +197,7 @@ async def test_ch_3485_a_client_that_half_closes_before_ok_gets_its_answer(tmp_p
 
 def test_slow_clients_are_closed_in_bounded_time_and_do_not_hold_up_others(tmp_path: Path) -> None:
     """Row 60."""
+
     async def main() -> None:
         async with machine(tmp_path / "v.sock") as (_, guest):
             incoming = guest.listen(52)

@@ -5,8 +5,8 @@ server asks `stops` before each message and, if so, ends the device's run and re
 rings stood; then `receive`; then it looks whether `take_plan` has a run to start.
 
 A ring is *named* by any of NUM, ADDR, BASE, KICK and being enabled; it is *complete* with size,
-addresses and a kick; it is *enabled* by ENABLE, or from the start where PROTOCOL_FEATURES was not taken
-("Ring states"). The rule of activation:
+addresses and a kick; it is *enabled* by ENABLE, or from the start where PROTOCOL_FEATURES was not
+taken ("Ring states"). The rule of activation:
 
     The device runs when features and memory are known and the named rings are 0 to n, all
     complete and enabled. Where PROTOCOL_FEATURES was not taken, CALL and ERR name a ring too.
@@ -34,6 +34,10 @@ interrupt. When the driver resets the device: ENABLE 0 and then GET_VRING_BASE r
 The same when the VM is paused; what follows then begins with the bases we gave, while a driver
 that begins anew begins at 0. That is all the difference there is, and whether the device's `reset`
 is called is made of it. (Both at 0 after 65536 requests is a chance of 2^-16 for each ring.)
+
+CONFIG_CHANGE_MSG goes out on the channel of SET_BACKEND_REQ_FD, which is asked for where the device
+has a configuration space. QEMU 7.2 gives one to every device; where the front end has no use for a
+change (vsock's), it drops the message.
 
 STATUS is not offered: QEMU 7.2 accepts it and, for the devices whose front end is not a network
 card's, never sends DRIVER_OK; whoever waits for that waits for ever.
