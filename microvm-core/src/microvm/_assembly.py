@@ -28,6 +28,7 @@ from microvm.config import (
     MAX_CMDLINE_BYTES,
     BootSource,
     ConfigProblem,
+    ConsoleDevice,
     ConsoleOutput,
     DeviceConfig,
     DriveConfig,
@@ -50,6 +51,8 @@ T = TypeVar("T")
 BACKENDS = "microvm.backends"
 DEVICES = "microvm.devices"
 PROVISIONERS = "microvm.provisioners"
+CONSOLE = "console"
+"""The device plugin that a virtio console comes from."""
 
 
 @attrs.frozen(kw_only=True)
@@ -305,7 +308,7 @@ class _WantedDevice:
 def _wanted_devices(
     config: MachineConfig, plugins: PluginManager, problems: _Problems
 ) -> list[_WantedDevice]:
-    """Every device, in the order in which the guest finds them: vsock, drives, nets, others."""
+    """Every device, as the guest finds them: vsock, drives, nets, console, others."""
     wanted = []
     if config.vsock is not None:
         wanted.append(_WantedDevice(where="vsock", config=device_of_vsock(config.vsock)))
@@ -318,6 +321,9 @@ def _wanted_devices(
         backend = _net_backend(net, where, plugins, problems)
         if backend is not None:
             wanted.append(_WantedDevice(where=where, config=device_of_net(net, backend)))
+    named = {device.name for device in config.devices}
+    if config.console.device is ConsoleDevice.VIRTIO and CONSOLE not in named:
+        wanted.append(_WantedDevice(where="console", config=DeviceConfig(name=CONSOLE)))
     wanted += [
         _WantedDevice(where=f"devices[{index}]", config=device)
         for index, device in enumerate(config.devices)

@@ -282,11 +282,27 @@ class ConsoleOutput(enum.StrEnum):
     """To a terminal of its own, both ways; `Machine.console_path` says where."""
 
 
+class ConsoleDevice(enum.StrEnum):
+    """What the guest's console is, to the guest."""
+
+    SERIAL = "serial"
+    """A serial port, ``/dev/ttyS0``: from the kernel's first word on, one exit a byte."""
+    VIRTIO = "virtio"
+    """The virtio console, ``/dev/hvc0``: from its driver on, a line an exit."""
+
+
 def _console_output(value: str) -> Any:
     """What names none is left as it is, for the checks to refuse."""
     given: object = value
     known = isinstance(given, str) and given in set(ConsoleOutput)
     return ConsoleOutput(value) if known else given
+
+
+def _console_device(value: str) -> Any:
+    """What names none is left as it is, for the checks to refuse."""
+    given: object = value
+    known = isinstance(given, str) and given in set(ConsoleDevice)
+    return ConsoleDevice(value) if known else given
 
 
 @attrs.frozen(kw_only=True)
@@ -299,6 +315,9 @@ class ConsoleConfig:
     """The file's; it is emptied first, and made for your own user alone (0600)."""
     max_file_bytes: int = 64 << 20
     """What the file may become; a line in it says so when it is full."""
+    device: ConsoleDevice = attrs.field(default=ConsoleDevice.SERIAL, converter=_console_device)
+    """Also by its value, ``"serial"`` or ``"virtio"``. The latter is the ``console`` device, with
+    the options that it has in `MachineConfig.devices`, if it is there."""
 
     def __attrs_post_init__(self) -> None:
         checks = _Checks("The console")
@@ -312,6 +331,11 @@ class ConsoleConfig:
             is_file == (self.path is not None),
             "path",
             "is missing." if is_file else 'means nothing without output="file".',
+        )
+        checks.require(
+            isinstance(self.device, ConsoleDevice),
+            "device",
+            f"must be one of {', '.join(ConsoleDevice)}, not {self.device!r}.",
         )
         checks.integer(self.max_file_bytes, "max_file_bytes", 1, _MAX_RATE)
         checks.done()

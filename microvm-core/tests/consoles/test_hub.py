@@ -6,8 +6,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from microvm.consoles.client import ConsoleDoor, Send
-from microvm.consoles.hub import TAP_BYTES, ConsoleHub
+from microvm.consoles.client import ConsoleDoor
+from microvm.consoles.hub import TAP_BYTES, ConsoleHub, Send
 from microvm.testing.census import Census
 
 MIB = 1 << 20

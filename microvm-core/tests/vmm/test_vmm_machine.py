@@ -16,12 +16,13 @@ from microvm import (
     BootSource,
     Capability,
     ConfigError,
+    ConsoleConfig,
     DeviceConfig,
     Machine,
     MachineConfig,
     OutcomeReason,
 )
-from microvm.abc import ProbeReport
+from microvm.abc import ProbeReport, TerminalDevice
 from microvm.arch.x86_64 import layout
 from microvm.errors import GuestGone, HypervisorCallError
 from microvm.exits import (
@@ -701,3 +702,49 @@ async def test_devices_are_counted_by_name_and_number(machine_on) -> None:
     with trio.fail_after(WITHIN_S):
         async with machine_on(guest(Spin()), devices=[UPPER]) as machine:
             assert machine.metrics.devices == {"upper0": {"notifications": 0, "interrupts": 0}}
+
+
+class EchoTerminal(UpperDevice, TerminalDevice):
+    """A console that prints what is typed, as a guest's driver would have it do."""
+
+    def follow(self, output) -> None:
+        self.output = output
+
+    async def send(self, data: bytes) -> None:
+        self.output(data)
+
+
+async def test_a_virtio_console_is_the_machines_beside_the_serial_port(kernel) -> None:
+    hypervisor = FakeHypervisor(guest(*printed("early\n"), Spin()))
+    manager = plugin_manager(
+        BackendFactory(
+            name="scripts",
+            summary="vCPUs of scripts",
+            capabilities=CAPABILITIES,
+            probe=lambda options: ProbeReport(backend="scripts", usable=True, reason="It is."),
+            create=lambda options: hypervisor,
+        ),
+        DeviceFactory(
+            name="console", summary="one", virtio_id=3, create=lambda options: EchoTerminal()
+        ),
+    )
+    config = MachineConfig(
+        backend="scripts",
+        boot=BootSource(kernel=kernel),
+        vsock=None,
+        provisioners=(),
+        console=ConsoleConfig(device="virtio"),
+    )
+    with trio.fail_after(WITHIN_S):
+        async with Machine(config, plugins=manager) as machine:
+            assert "console=hvc0" in machine._assembly.plan.cmdline.split()
+            assert "console=ttyS0" not in machine._assembly.plan.cmdline
+            async with await machine.open_console() as console:
+                got = b""
+                while got != b"early\n":
+                    got += await console.receive_some()
+                await console.send_all(b"typed")
+                while got != b"early\ntyped":
+                    got += await console.receive_some()
+            assert "console0" in machine.metrics.devices
+            assert machine.console_tail == ("early", "typed")

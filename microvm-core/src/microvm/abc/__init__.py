@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from microvm.abc.backend import Capability, ProbeReport
 from microvm.abc.channels import GuestChannels
-from microvm.abc.console import ConsoleSink
+from microvm.abc.console import ConsoleSink, TerminalDevice
 from microvm.abc.device import (
     Activation,
     ActiveQueue,
@@ -69,6 +69,7 @@ __all__ = [
     "Provisioner",
     "RunResult",
     "RunningMachine",
+    "TerminalDevice",
     "TtySize",
     "Vcpu",
     "VirtioDevice",

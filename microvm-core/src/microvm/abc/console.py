@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from trio.abc import HalfCloseableStream
+
+
+class TerminalDevice(ABC):
+    """A virtio device that can be its machine's console (`ConsoleConfig.device`)."""
+
+    @abstractmethod
+    def follow(self, output: Callable[[bytes], None]) -> None:
+        """Call `output` with what the guest prints from now on, in order, from any thread."""
+
+    @abstractmethod
+    async def send(self, data: bytes) -> None:
+        """Have bytes typed; waits while the guest takes none. On the trio thread."""
 
 
 class ConsoleSink(ABC):

@@ -55,6 +55,12 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         "~. leaves), or to a terminal of its own (default: ring)",
     )
     group.add_argument(
+        "--console-device",
+        choices=("serial", "virtio"),
+        default="serial",
+        help="what the console is to the guest: ttyS0, or hvc0 (default: serial)",
+    )
+    group.add_argument(
         "--name", metavar="NAME", help="let other terminals reach it: microvm console NAME"
     )
     group.add_argument(
@@ -83,6 +89,8 @@ def machine_config(args: argparse.Namespace) -> MachineConfig:
     Raises:
         ConfigError: they don't fit together.
     """
+    import attrs
+
     from microvm.cli import _option_words as words
     from microvm.config import BootSource, MachineConfig, VsockConfig
     from microvm.errors import ConfigError
@@ -97,7 +105,7 @@ def machine_config(args: argparse.Namespace) -> MachineConfig:
         vcpu_count=args.vcpus,
         boot=boot,
         cmdline=args.cmdline,
-        console=words.parse_console(args.console),
+        console=attrs.evolve(words.parse_console(args.console), device=args.console_device),
         name=args.name,
         drives=tuple(map(words.parse_disk, args.disk)),
         nets=words.parse_nets(args.net, args.net_capture, _net_backend),

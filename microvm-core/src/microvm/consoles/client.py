@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -13,16 +12,13 @@ import trio
 from microvm.errors import BackendError
 
 if TYPE_CHECKING:
-    from microvm.consoles.hub import ConsoleHub
+    from microvm.consoles.hub import ConsoleHub, Send
 
 CHUNK_BYTES: Final = 4096
 MAX_DISCARDED_CHUNKS: Final = 1024
 """More than a socket holds."""
 DRAIN_WITHIN_S: Final = 0.5
 """For readers to take a guest's last words; those who read at all do at once."""
-
-Send = Callable[[bytes], Awaitable[None]]
-"""Has the guest receive bytes; waits while it takes none."""
 
 
 class ConsoleDoor:

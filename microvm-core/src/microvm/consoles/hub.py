@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from microvm.console import ConsoleRing
@@ -16,6 +16,10 @@ TAP_BYTES: Final = 256 * 1024
 
 Post = Callable[[Callable[[], None]], None]
 """Runs a call on the trio thread soon; from any thread."""
+
+
+Send = Callable[[bytes], Awaitable[None]]
+"""Has the guest receive bytes; waits while it takes none."""
 
 
 class ConsoleHub:
@@ -32,6 +36,7 @@ class ConsoleHub:
         self._lock = threading.Lock()
         self._ring = ConsoleRing()
         self._taps: set[ConsoleTap] = set()
+        self._followers: tuple[Callable[[bytes], None], ...] = ()
         self._dropped = 0
         self._typed = 0
         self._finished = False
@@ -42,6 +47,12 @@ class ConsoleHub:
             self._ring.feed(data)
             for tap in self._taps:
                 self._dropped += tap.offer(data)
+        for output in self._followers:
+            output(data)
+
+    def follow(self, output: Callable[[bytes], None]) -> None:
+        """Call `output` with all that is fed from now on, on the thread that feeds it."""
+        self._followers = (*self._followers, output)
 
     def tap(self) -> ConsoleTap:
         """Read along from now on, beginning with what is still kept."""

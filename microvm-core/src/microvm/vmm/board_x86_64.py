@@ -10,7 +10,7 @@ import attrs
 from microvm.arch.x86_64 import layout
 from microvm.arch.x86_64.board import BoardDescription, VirtioSlot
 from microvm.boot.x86.tables import write_board_tables
-from microvm.config import MAX_CMDLINE_BYTES, ConfigProblem
+from microvm.config import MAX_CMDLINE_BYTES, ConfigProblem, ConsoleDevice
 from microvm.legacy.acpi_pm import AcpiPm
 from microvm.legacy.boot_timer import REGISTER_BYTES as BOOT_TIMER_BYTES
 from microvm.legacy.boot_timer import BootTimer
@@ -28,8 +28,12 @@ if TYPE_CHECKING:
     from microvm.config import MachineConfig
     from microvm.memory import GuestMemory
 
+CONSOLE_WORDS: Final = {
+    ConsoleDevice.SERIAL: "console=ttyS0",
+    # What the kernel says before it has the driver comes when it has it.
+    ConsoleDevice.VIRTIO: "console=hvc0",
+}
 KERNEL_WORDS: Final = (
-    "console=ttyS0",
     # Errors still show, and so does everything from a panic on.
     "quiet",
     # By the keyboard controller, which every kernel can: an exit of its own, unlike a triple fault.
@@ -44,7 +48,7 @@ KERNEL_WORDS: Final = (
 
 def kernel_words(config: MachineConfig) -> Sequence[str]:
     """What every guest on this board has to be told."""
-    return KERNEL_WORDS
+    return (CONSOLE_WORDS[config.console.device], *KERNEL_WORDS)
 
 
 def device_words(count: int) -> Sequence[str]:

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from microvm._loop_calls import LoopCalls
+from microvm.abc import TerminalDevice
 from microvm.arch.x86_64 import layout
 from microvm.bus import Bus
-from microvm.config import ConfigProblem, MachineConfig
-from microvm.consoles.hub import ConsoleHub
+from microvm.config import ConfigProblem, ConsoleDevice, MachineConfig
+from microvm.consoles.hub import ConsoleHub, Send
 from microvm.consoles.port_input import PortInput
 from microvm.errors import BackendError, ConfigError, HypervisorCallError, MicrovmError
 from microvm.memory import GuestMemory, host_mem_mib
@@ -97,6 +98,7 @@ class Engine:
         )
         uart = board.add_legacy_devices(vm, self._ports, self._addresses, callbacks)
         self.typed.connect(uart.feed)
+        self.send_typed = self._join_terminal()
         self.transports: tuple[VirtioMmioTransport, ...] = tuple(
             board.add_virtio_device(
                 index,
@@ -115,6 +117,15 @@ class Engine:
         self._live = 0
         self._on_signs: _Hook = _nothing
         self._on_ended: _Hook = _nothing
+
+    def _join_terminal(self) -> Send:
+        """Where the console's input goes; a virtio console's output joins the serial port's."""
+        if self._plan.config.console.device is ConsoleDevice.VIRTIO:
+            for attached in self._plan.devices:
+                if isinstance(attached.device, TerminalDevice):
+                    attached.device.follow(self.console.feed)
+                    return attached.device.send
+        return self.typed.send
 
     @classmethod
     def build(cls, plan: MachinePlan, hypervisor: Hypervisor, protocol: BootProtocol) -> Engine:

@@ -44,7 +44,7 @@ class VmmMachine(RunningMachine):
         self._pausing = trio.Lock()
         self._looking = False
         self._nursery: trio.Nursery | None = None
-        self._console = ConsoleDoor(engine.console.hub, engine.typed.send)
+        self._console = ConsoleDoor(engine.console.hub, engine.send_typed)
 
     # --- RunningMachine ------------------------------------------------------------------
 

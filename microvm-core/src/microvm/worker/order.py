@@ -17,6 +17,7 @@ import attrs
 from microvm.config import (
     BootSource,
     ConfigProblem,
+    ConsoleConfig,
     DeviceConfig,
     DriveConfig,
     Isolation,
@@ -79,6 +80,8 @@ class Order:
                     "cmdline": config.boot.cmdline,
                 },
                 "cmdline": config.cmdline,
+                # Where it leads, and the machine's name, are the caller's affair.
+                "console": config.console.device.value,
                 "vsock": config.vsock
                 and {
                     "guest_cid": config.vsock.guest_cid,
@@ -104,6 +107,7 @@ class Order:
         fields |= {
             "boot": boot and BootSource(**boot),
             "vsock": vsock and VsockConfig(**vsock),
+            "console": ConsoleConfig(device=fields["console"]),
             "drives": [DriveConfig(**_with_limits(drive)) for drive in fields["drives"]],
             "nets": [
                 NetConfig(**_with_limits(net) | {"options": _from_options(net["options"])})

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from microvm._loop_calls import LoopCalls
-from microvm.abc import VirtioDevice
+from microvm.abc import TerminalDevice, VirtioDevice
 from microvm.consoles.hub import ConsoleHub
 from microvm.errors import ConfigError, GuestGone, QueueError
 from microvm.virtio.chain import ChainReader, ChainWriter
@@ -47,7 +47,7 @@ def port_queues(number: int) -> tuple[int, int]:
     return (0, 1) if number == 0 else (2 * number + 2, 2 * number + 3)
 
 
-class ConsoleDevice(VirtioDevice):
+class ConsoleDevice(VirtioDevice, TerminalDevice):
     """A terminal, and named ports beside it.
 
     Streams are `trio.SocketStream`s over AF_UNIX sockets. Everything but the configuration space
@@ -217,6 +217,10 @@ class ConsoleDevice(VirtioDevice):
         if not self._serving:
             raise GuestGone("The console's machine does not run.")
         return self._door.open()
+
+    def follow(self, output: Callable[[bytes], None]) -> None:
+        """As `TerminalDevice.follow`."""
+        self.hub.follow(output)
 
     async def send(self, data: bytes) -> None:
         """Have bytes typed at the terminal; waits while the guest takes none."""
