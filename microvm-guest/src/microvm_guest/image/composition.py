@@ -33,7 +33,7 @@ from microvm_guest.image.disks import (
     DISK_MANIFEST,
     GuestDisk,
     check_name,
-    find_id,
+    disk_names,
     load_disk,
     read_line,
     whole_disks,
@@ -146,8 +146,7 @@ def compose(spec: DiskSpec, progress: Progress, layout: CacheLayout | None = Non
     cache_paths = cache_layout() if layout is None else layout
     if not (spec.fresh or spec.force):
         disk = _present(spec, cache_paths)
-        named = spec.name is None or find_id(spec.name, cache_paths)
-        if disk is not None and named in (True, disk.id):
+        if disk is not None and spec.name in (None, *disk_names(cache_paths).get(disk.id, ())):
             return disk
     try:
         with open_cache(cache_paths, lambda text: progress.update(text, 0, 0)) as cache:
