@@ -216,7 +216,7 @@ def test_the_readmes_example_prints_what_the_readme_says() -> None:
 
 
 @pytest.mark.linux_guest
-def test_the_guides_snippets_run_one_after_another_in_one_machine() -> None:
+def test_the_guides_snippets_run_one_after_another_in_one_machine(tmp_path: Path) -> None:
     first, *others = blocks(ROOT / "docs" / "guide.md", "python")
     (stop,) = [code for code in others if "machine.stop()" in code]
     others.remove(stop)
@@ -226,6 +226,7 @@ def test_the_guides_snippets_run_one_after_another_in_one_machine() -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", program + "\ntrio.run(main)\n"],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=120,
