@@ -99,9 +99,9 @@ async def test_the_server_is_a_user_of_its_own() -> None:
 async def test_what_the_agents_server_is_replaced_by_is_used() -> None:
     """A server of the user's own: here the agent's program once more, on another port."""
     async with Machine(SMALL) as machine, page(machine) as wanted:
-        own = ["/proc/1/exe", "--socks5", "127.0.0.1", "9999", "0"]
+        own = ["/proc/1/exe", "--socks5", "127.0.0.1", "9999", "0", "0"]
         async with machine.spawn(own) as process:
-            assert await process.stdout.receive_some() == b"127.0.0.1 9999\n"
+            assert await process.stdout.receive_some() == b"127.0.0.1 9999 0\n"
             async with await machine.socks5(guest_port=9999) as proxy:
                 words = ["curl", "-sS", "--socks5-hostname", str(proxy.address)]
                 done = await trio.run_process(

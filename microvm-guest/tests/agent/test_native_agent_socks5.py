@@ -26,12 +26,13 @@ HALF_OPEN = 256
 @contextmanager
 def serving(program, *, user="0", wrap=()):
     """A server, and its address; it must not have failed when the block is left."""
-    argv = [*wrap, str(program), "--socks5", "127.0.0.1", "0", user]
+    argv = [*wrap, str(program), "--socks5", "127.0.0.1", "0", "0", user]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
             line = process.stdout.readline()
             assert line, process.stderr.read()
-            host, port = line.split()
+            host, port, vsock_port = line.split()
+            assert vsock_port == b"0"
             yield host.decode(), int(port), process.pid
             assert process.poll() is None
         finally:
@@ -325,8 +326,9 @@ if rule == "rule":
 with open(resolv, "w") as file:
     file.write("nameserver 198.51.100.53\\n")
 subprocess.run(["mount", "--bind", resolv, "/etc/resolv.conf"], check=True)
-server = subprocess.Popen([program, "--socks5", "127.0.0.1", "0", "1080"], stdout=subprocess.PIPE)
-host, port = server.stdout.readline().split()
+words = [program, "--socks5", "127.0.0.1", "0", "0", "1080"]
+server = subprocess.Popen(words, stdout=subprocess.PIPE)
+host, port, _ = server.stdout.readline().split()
 for address in (b"\\x01\\x01\\x02\\x03\\x04", b"\\x03\\x0bexample.com"):
     sock = socket.create_connection((host.decode(), int(port)))
     sock.settimeout(3)

@@ -4,7 +4,7 @@
  *   microvm-agent --connected-fd N     serve one connection, then end
  *   microvm-agent --listen-fd N        serve those that come to a listening socket
  *   microvm-agent --forward-fd N       serve forwards that come to a listening socket
- *   microvm-agent --socks5 ADDRESS PORT USER
+ *   microvm-agent --socks5 ADDRESS PORT VSOCK-PORT USER
  *                                      be a SOCKS5 server, and nothing else
  *   microvm-agent --version
  *
@@ -117,8 +117,8 @@ int main(int argc, char **argv)
         printf("microvm-agent %s, protocol %d.%d\n", MICROVM_AGENT_BUILD, WIRE_MAJOR, WIRE_MINOR);
         return 0;
     }
-    if (argc == 5 && !process_1 && strcmp(argv[1], "--socks5") == 0)
-        socks5_main(argv[2], argv[3], argv[4]);
+    if (argc == 6 && !process_1 && strcmp(argv[1], "--socks5") == 0)
+        socks5_main(argv[2], argv[3], argv[4], argv[5]);
     if (argc == 3 && strcmp(argv[1], "--connected-fd") == 0)
         connected = number(argv[2]);
     else if (argc == 3 && strcmp(argv[1], "--listen-fd") == 0)

@@ -23,6 +23,7 @@
 #include "relay.h"
 #include "resolver.h"
 #include "system.h"
+#include "vsock.h"
 #include "wire.h"
 
 #define VERSION 5
@@ -66,7 +67,7 @@ struct client {
     uint8_t message[MAX_MESSAGE + 1];
 };
 
-static struct acceptor door;
+static struct acceptor door, host_door;
 static struct client *oldest, *newest; /* those that are not carried yet */
 static unsigned clients, half_open;
 
@@ -381,7 +382,10 @@ static void in_ready(struct watch *watch, uint32_t events)
 
 static void accepted(struct acceptor *acceptor, int fd)
 {
-    (void)acceptor;
+    if (acceptor == &host_door && !vsock_peer_is_host(fd)) {
+        close(fd);
+        return;
+    }
     struct client *client = clients < MAX_CLIENTS ? calloc(1, sizeof *client) : NULL;
     if (client == NULL) {
         close(fd);
@@ -444,9 +448,11 @@ static _Noreturn void give_up(const char *what, const char *which)
     exit(1);
 }
 
-_Noreturn void socks5_main(const char *address, const char *port, const char *user)
+_Noreturn void socks5_main(const char *address, const char *port, const char *vsock_port,
+                           const char *user)
 {
     uint16_t number = (uint16_t)strtoul(port, NULL, 10);
+    unsigned host_port = (unsigned)strtoul(vsock_port, NULL, 10);
     unsigned long uid = strtoul(user, NULL, 10);
     int fd = address_listen(FORWARD_TCP, address, &number);
     if (fd < 0 && errno == EADDRINUSE) {
@@ -455,6 +461,8 @@ _Noreturn void socks5_main(const char *address, const char *port, const char *us
     }
     if (fd < 0)
         give_up("can't listen at", address);
+    /* The host comes straight here: through the agent's forwards each byte would be copied twice. */
+    int host = host_port == 0 ? -1 : vsock_listen(host_port, SOMAXCONN);
     signal(SIGPIPE, SIG_IGN);
     system_raise_limits();
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
@@ -462,9 +470,10 @@ _Noreturn void socks5_main(const char *address, const char *port, const char *us
         give_up("can't become user", user);
     prctl(PR_SET_PDEATHSIG, SIGTERM); /* after it: becoming another user forgets it (prctl(2)) */
     loop_open();
-    if (!resolver_open() || !acceptor_open(&door, fd, accepted))
+    if (!resolver_open() || !acceptor_open(&door, fd, accepted) ||
+        (host >= 0 && !acceptor_open(&host_door, host, accepted)))
         give_up("can't serve", "SOCKS5");
-    printf("%s %u\n", address, number);
+    printf("%s %u %u\n", address, number, host >= 0 ? host_port : 0);
     fflush(stdout);
     for (;;) {
         loop_once(first_deadline());

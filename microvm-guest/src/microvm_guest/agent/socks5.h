@@ -10,8 +10,10 @@
 #ifndef MICROVM_SOCKS5_H
 #define MICROVM_SOCKS5_H
 
-/* Listen at a numeric address and port (another port if that one is taken), become the user with
- * that number (0: stay who we are), say "ADDRESS PORT\n" on stdout, and serve. */
-_Noreturn void socks5_main(const char *address, const char *port, const char *user);
+/* Listen at a numeric address and port (another port if that one is taken) and, for the host alone, at
+ * a vsock port (0: none); become the user with that number (0: stay who we are); say
+ * "ADDRESS PORT VSOCK-PORT\n" on stdout, with 0 where that port can't be had; and serve. */
+_Noreturn void socks5_main(const char *address, const char *port, const char *vsock_port,
+                           const char *user);
 
 #endif

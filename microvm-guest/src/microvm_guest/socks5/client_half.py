@@ -51,6 +51,8 @@ class ClientHalf:
         destination: Where to.
         command: What for.
         credentials: Offered to a server that wants them.
+        eager: Send the request before the server has chosen a method. RFC 1928 has a client wait;
+            a server that reads no more than each message, as ours does, does not mind.
     """
 
     def __init__(
@@ -58,6 +60,8 @@ class ClientHalf:
         destination: Destination,
         command: Command = Command.CONNECT,
         credentials: Credentials | None = None,
+        *,
+        eager: bool = False,
     ) -> None:
         self._request = bytes((VERSION, command, 0)) + encode_destination(destination)
         self._credentials = credentials
@@ -67,6 +71,9 @@ class ClientHalf:
         if credentials is not None:
             offered.append(Method.USERNAME_PASSWORD)
         self._outgoing = bytearray((VERSION, len(offered), *offered))
+        if eager and credentials is None:
+            self._outgoing += self._request
+            self._request = b""
         self.answer: Answer | None = None
 
     def outgoing(self) -> bytes:

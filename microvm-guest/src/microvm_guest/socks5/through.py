@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from microvm.errors import GuestError, GuestRefused, MicrovmError
-from microvm.forwards.addresses import LOOPBACK, TcpAddress
+from microvm.forwards.addresses import LOOPBACK, TcpAddress, VsockAddress
 from microvm.forwards.carry import carry
 from microvm_guest.forwarding import connect_to
 from microvm_guest.protocol import RunFlag, RunRequest
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("microvm.socks5")
 
 SERVER_PORT: Final = 1080
-"""In the guest, on its loopback; another one is taken if it is not free."""
+"""In the guest, on its loopback, where another one is taken if it is not free; and on vsock."""
 SERVER_UID: Final = 1080
 """The user that the guest's server is. Nobody else should be."""
 TELL_WITHIN_S: Final = 10.0
@@ -57,14 +57,14 @@ class GuestSocks5:
         self._channels = channels
         self._one_start = trio.Lock()
         self._process: AgentProcess | None = None
-        self._address: TcpAddress | None = None
+        self._at: VsockAddress | TcpAddress | None = None
 
     async def connect(self, host: str, port: int) -> HalfCloseableStream:
         """As `Guest.connect_through`."""
         destination = Destination(host, port)
         stream = await self._open(None)
         try:
-            await request(stream, ClientHalf(destination), destination)
+            await request(stream, ClientHalf(destination, eager=True), destination)
         except BaseException as error:
             await trio.aclose_forcefully(stream)
             if isinstance(error, trio.BrokenResourceError):
@@ -92,11 +92,16 @@ class GuestSocks5:
         if server is not None:
             return await connect_to(self._channels, server)
         try:
-            return await connect_to(self._channels, await self._running())
+            return await self._connect_to(await self._running())
         except GuestRefused:
-            return await connect_to(self._channels, await self._running(again=True))
+            return await self._connect_to(await self._running(again=True))
 
-    async def _running(self, *, again: bool = False) -> TcpAddress:
+    async def _connect_to(self, at: VsockAddress | TcpAddress) -> HalfCloseableStream:
+        if isinstance(at, VsockAddress):
+            return await self._channels.connect(at.port)
+        return await connect_to(self._channels, at)
+
+    async def _running(self, *, again: bool = False) -> VsockAddress | TcpAddress:
         """Where the server listens; it is started if it does not run.
 
         Args:
@@ -106,15 +111,19 @@ class GuestSocks5:
             if again and self._process is not None:
                 with trio.move_on_after(1.0):
                     await self._process.wait()
-            if self._process is None or self._process.ended or self._address is None:
-                self._address = await self._start()
-            return self._address
+            if self._process is None or self._process.ended or self._at is None:
+                self._at = await self._start()
+            return self._at
 
-    async def _start(self) -> TcpAddress:
+    async def _start(self) -> VsockAddress | TcpAddress:
         status = await self._client.status()
-        words = ("--socks5", LOOPBACK, str(SERVER_PORT), str(SERVER_UID))
+        pid = status.get("pid", 1)
+        # An agent that is a guest's first process has the guest's vsock; one that is not may be
+        # beside us, and AF_VSOCK lead somewhere else. Then the server is reached by a forward.
+        vsock_port = SERVER_PORT if pid == 1 else 0
+        words = ("--socks5", LOOPBACK, str(SERVER_PORT), str(vsock_port), str(SERVER_UID))
         # The agent's own file need not be in a guest's root any more.
-        argv = [f"/proc/{status.get('pid', 1)}/exe", *words]
+        argv = [f"/proc/{pid}/exe", *words]
         process = await self._client.launch(RunRequest(argv=argv, flags=RunFlag.NO_STDIN))
         line = b""
         try:
@@ -123,8 +132,10 @@ class GuestSocks5:
                 if not piece:
                     break
                 line += piece
-            host, port = line.decode("ascii").split()
-            address = TcpAddress(host=host, port=int(port))
+            host, port, on_vsock = line.decode("ascii").split()
+            at: VsockAddress | TcpAddress = TcpAddress(host=host, port=int(port))
+            if int(on_vsock):
+                at = VsockAddress(port=int(on_vsock))
         except (ValueError, MicrovmError) as error:
             said = (await process.stderr.receive_some(1000)).decode("utf-8", "replace")
             process.release()
@@ -135,8 +146,8 @@ class GuestSocks5:
             process.release()
             raise
         self._process = process
-        log.debug("the guest's SOCKS5 server is at %s", address)
-        return address
+        log.debug("the guest's SOCKS5 server is at %s", at)
+        return at
 
 
 async def _tell_no_way(stream: HalfCloseableStream) -> None:
