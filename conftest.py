@@ -8,6 +8,8 @@ import signal
 import pytest
 import trio
 
+pytest.register_assert_rewrite("microvm.testing.virtio_contract")
+
 ASYNC_TEST_BOUND_S = 600 if os.environ.get("MICROVM_LAB") else 90
 """Below pytest's `faulthandler_timeout`, so that the test's own name comes first; in the lab, whose
 CPU is one in software, above it: tracebacks are printed there, and the test may go on."""

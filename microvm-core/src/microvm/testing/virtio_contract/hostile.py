@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import random
 import tracemalloc
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -23,144 +20,25 @@ from hypothesis import strategies as st
 
 from microvm.errors import GuestError
 from microvm.testing.flipping import flipping
-from microvm.testing.virtio_contract.rig import MEMORY_BYTES, Request, Rig, Segment, play
-from microvm.virtio.chain import DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESCRIPTOR
-from microvm.virtio.features import RING_FEATURES, RING_INDIRECT_DESC
+from microvm.testing.virtio_contract.indirect import OUTSIDE, IndirectTables
+from microvm.testing.virtio_contract.rig import MEMORY_BYTES, Rig, Segment, play
+from microvm.virtio.chain import DESC_F_NEXT, DESC_F_WRITE, DESCRIPTOR
 
 if TYPE_CHECKING:
-    from microvm.abc import Activation, VirtioDevice
+    from microvm.abc import Activation
     from microvm.testing.queue_driver import QueueDriver
 
 READ: Final = 0
 WRITE: Final = DESC_F_WRITE
 MAX_GROWTH_BYTES: Final = 8 << 20
 """What a device may hold of its guest's data, at most, while it serves one request."""
-OUTSIDE: Final = (MEMORY_BYTES, 0xFEE0_0000, (1 << 64) - 4096, (1 << 64) - 1)
-"""Addresses that are no RAM: its end, a device's registers, the end of everything."""
 UNKNOWN_FLAGS: Final = 0xFFF8
 SUBCLASSED: Final = (HealthCheck.differing_executors,)
 """One test function serves several classes: a device each, which is what it is for."""
 
 
-class HostileDriver(ABC):
+class HostileDriver(IndirectTables):
     """The rows. See `VirtioDeviceContract`, which authors subclass."""
-
-    @abstractmethod
-    def device(self) -> VirtioDevice:
-        """A new device, without a limit on its rate."""
-
-    @abstractmethod
-    def request(self) -> Request:
-        """A request that the device answers by itself, in order, every time that it is put."""
-
-    def features(self) -> int:
-        """What the driver accepts of the device's own features."""
-        return self.device().features
-
-    async def prepare(self, rig: Rig) -> None:  # noqa: B027 - most drivers do nothing here
-        """Whatever a driver does before its first request; the device runs. Nothing by default."""
-
-    # --- helpers ---------------------------------------------------------------------------------
-
-    def rig(self, features: int | None = None, *, without: int = 0) -> Rig:
-        """A new device with its drivers; by default they accept everything."""
-        accepted = self.features() if features is None else features
-        return Rig(self.device(), (accepted | RING_FEATURES) & ~without)
-
-    async def prepared(self, rig: Rig) -> None:
-        """Run the device for as long as `prepare` takes; then it is as after a pause."""
-        async with rig.running():
-            await self.settle(rig)
-
-    async def settle(self, rig: Rig) -> None:
-        """`prepare`, while the device runs, and take back what that has used."""
-        await self.prepare(rig)
-        await rig.rest()
-        for driver in rig.queues:
-            driver.used_elements()
-
-    @asynccontextmanager
-    async def served(self, rig: Rig) -> AsyncIterator[None]:
-        """While the block lasts, the device serves a driver that has prepared itself."""
-        async with rig.device.lifespan():
-            rig.device.reset()
-            async with rig.running():
-                await self.settle(rig)
-                yield
-
-    async def ask(self, rig: Rig, times: int = 1) -> None:
-        """Put the request so many times, each when the one before was answered."""
-        request = self.request()
-        rig.device.reset()
-        segments = rig.segments(request)
-        async with rig.running():
-            await self.settle(rig)
-            for _ in range(times):
-                rig.offer(request.queue, segments)
-                assert await rig.answered(request.queue), "A request was not answered."
-
-    def suffer(
-        self,
-        act: Callable[[Rig, QueueDriver, int], None],
-        *,
-        must_fail: bool,
-        without: int = 0,
-    ) -> None:
-        """Have a driver do something to each queue in turn, on a new device each time.
-
-        Args:
-            act: What it does; gets the rig, the driver and the queue's index.
-            must_fail: Whether the standard forbids it.
-            without: Features that the driver does not accept.
-        """
-        wanted = self.request().queue
-
-        async def main() -> None:
-            for queue in range(len(self.device().queue_max_sizes)):
-                rig = self.rig(without=without)
-                async with rig.device.lifespan():
-                    rig.device.reset()
-                    await self.prepared(rig)
-                    act(rig, rig.queues[queue], queue)
-                    rig.queues[queue].doorbell.ring()
-                    error = await rig.outcome()
-                    assert all(
-                        count <= driver.size
-                        for count, driver in zip(rig.in_flight, rig.queues, strict=True)
-                    )
-                    if must_fail and queue == wanted:
-                        assert error is not None, "The driver broke a rule, and nobody said so."
-
-        play(main)
-
-    def forbidden(self, *descriptors: tuple[int, int, int, int], without: int = 0) -> None:
-        """Offer a chain of these raw descriptors (addr, len, flags, next), which must not be."""
-
-        def act(rig: Rig, driver: QueueDriver, queue: int) -> None:
-            for index, descriptor in enumerate(descriptors):
-                driver.write_descriptor(index, *descriptor)
-            driver.offer(0)
-
-        self.suffer(act, must_fail=True, without=without)
-
-    def forbidden_table(
-        self, make: Callable[[int], tuple[bytes, tuple[int, int, int, int]]], *, without: int = 0
-    ) -> None:
-        """Offer an indirect descriptor that must not be.
-
-        Args:
-            make: From the address of a free block, what to write there and the descriptor.
-            without: Features that the driver does not accept.
-        """
-
-        def act(rig: Rig, driver: QueueDriver, queue: int) -> None:
-            address, _ = rig.heap.take(65536)
-            data, descriptor = make(address)
-            rig.memory.write(address, data)
-            driver.write_descriptor(0, *descriptor)
-            driver.offer(0)
-
-        self.suffer(act, must_fail=True, without=without)
 
     # --- row 17 to 23: indexes and chains --------------------------------------------------------
 
@@ -308,72 +186,6 @@ class HostileDriver(ABC):
 
         self.suffer(act, must_fail=False)
 
-    # --- rows 25 and 26: indirect tables ---------------------------------------------------------
-
-    def test_row_25_an_indirect_table_that_was_not_negotiated_is_a_fault(self) -> None:
-        """Row 25."""
-        self.forbidden_table(
-            lambda at: (DESCRIPTOR.pack(at + 64, 16, WRITE, 0), (at, 16, DESC_F_INDIRECT, 0)),
-            without=RING_INDIRECT_DESC,
-        )
-
-    def test_row_25_an_indirect_descriptor_ends_its_chain(self) -> None:
-        """Row 25."""
-        self.forbidden_table(
-            lambda at: (
-                DESCRIPTOR.pack(at + 64, 16, WRITE, 0),
-                (at, 16, DESC_F_INDIRECT | DESC_F_NEXT, 0),
-            )
-        )
-
-    def test_row_25_an_indirect_table_refers_to_no_other(self) -> None:
-        """Row 25."""
-        self.forbidden_table(
-            lambda at: (DESCRIPTOR.pack(at, 16, DESC_F_INDIRECT, 0), (at, 16, DESC_F_INDIRECT, 0))
-        )
-
-    @pytest.mark.parametrize("length", [0, 1, 15, 17, 16 * 4096])
-    def test_row_25_an_indirect_table_has_a_length_that_can_be(self, length: int) -> None:
-        """Row 25: not 0, whole descriptors, no more than the queue has."""
-        self.forbidden_table(
-            lambda at: (DESCRIPTOR.pack(at, 16, WRITE, 0), (at, length, DESC_F_INDIRECT, 0))
-        )
-
-    @pytest.mark.parametrize("address", OUTSIDE)
-    def test_row_25_an_indirect_table_is_in_ram(self, address: int) -> None:
-        """Row 25."""
-        self.forbidden((address, 16, DESC_F_INDIRECT, 0))
-
-    @pytest.mark.parametrize(
-        "oddity", ["an unaligned table", "a table's descriptor is writable", "a table after others"]
-    )
-    def test_row_26_what_is_odd_and_legal_is_answered(self, oddity: str) -> None:
-        """Row 26."""
-        request = self.request()
-
-        async def main() -> None:
-            rig = self.rig()
-            driver = rig.queues[request.queue]
-            async with self.served(rig):
-                segments = rig.segments(request)
-                split = len(segments) - 1 if oddity == "a table after others" else 0
-                table, _ = rig.heap.take(16 * len(segments) + 16)
-                table += 3 if oddity == "an unaligned table" else 0
-                rig.memory.write(table, packed(segments[split:]))
-                for index, segment in enumerate(segments[:split]):
-                    flags = segment.flags | DESC_F_NEXT
-                    driver.write_descriptor(
-                        index, segment.address, segment.length, flags, index + 1
-                    )
-                writable = DESC_F_WRITE if oddity == "a table's descriptor is writable" else 0
-                length = 16 * (len(segments) - split)
-                driver.write_descriptor(split, table, length, DESC_F_INDIRECT | writable)
-                driver.offer(0)
-                driver.doorbell.ring()
-                assert [head for head, _ in await rig.answered(request.queue)] == [0]
-
-        play(main)
-
     # --- rows 27 to 29 ---------------------------------------------------------------------------
 
     def test_row_27_a_readable_buffer_behind_a_writable_one_is_a_fault(self) -> None:
@@ -473,20 +285,6 @@ class HostileDriver(ABC):
             driver.avail_idx = driver.avail_idx + step
 
         self.suffer(act, must_fail=False)
-
-
-def packed(segments: Sequence[Segment]) -> bytes:
-    """An indirect table of these buffers."""
-    last = len(segments) - 1
-    return b"".join(
-        DESCRIPTOR.pack(
-            segment.address,
-            segment.length,
-            segment.flags | (DESC_F_NEXT if index < last else 0),
-            index + 1 if index < last else 0,
-        )
-        for index, segment in enumerate(segments)
-    )
 
 
 def void(result: object) -> None:

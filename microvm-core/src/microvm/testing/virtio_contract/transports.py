@@ -11,6 +11,7 @@ import trio
 from microvm.testing.mmio_bench import served
 from microvm.testing.mmio_driver import on_cpu
 from microvm.testing.vhost_user_frontend import front_end
+from microvm.testing.virtio_contract.attack import DeviceUnderTest
 from microvm.testing.virtio_contract.hostile import HostileDriver
 from microvm.testing.virtio_contract.rig import play
 from microvm.virtio.features import RING_FEATURES
@@ -77,7 +78,7 @@ class BothTransports(HostileDriver):
         play(main)
 
     def _needs_no_preparation(self) -> None:
-        if type(self).prepare is not HostileDriver.prepare:
+        if type(self).prepare is not DeviceUnderTest.prepare:
             pytest.skip("The driver prepares itself by a rig, and there is none here.")
 
 
