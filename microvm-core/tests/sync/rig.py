@@ -9,7 +9,8 @@ import trio
 import trio.testing
 
 from microvm import BootSource, GuestError, MachineConfig
-from microvm.abc import Guest, GuestProcess, RunResult
+from microvm.abc import Guest, GuestFiles, GuestProcess, RunResult
+from microvm.errors import GuestFileNotFound
 from microvm.sync import Machine
 from microvm.sync._loop import background_loop
 from microvm.testing.boot_files import tiny_kernel
@@ -55,6 +56,34 @@ class EchoProcess(GuestProcess):
         self.sizes.append(size)
 
 
+class DictFiles(GuestFiles):
+    """Files in a dict; what is written is there when its block was left well."""
+
+    def __init__(self):
+        self.contents = {}
+
+    @asynccontextmanager
+    async def open_read(self, path):
+        if path not in self.contents:
+            raise GuestFileNotFound(f"There is no {path!r}.")
+        send, receive = trio.testing.memory_stream_one_way_pair()
+        await send.send_all(self.contents[path])
+        send.close()
+        yield receive
+
+    @asynccontextmanager
+    async def open_write(self, path, *, mode=0o644):
+        send, receive = trio.testing.memory_stream_one_way_pair()
+        yield send
+        send.close()
+        self.contents[path] = b"".join([chunk async for chunk in receive])
+
+    async def _never(self, *args, **options):
+        raise AssertionError
+
+    copy_in = copy_out = stat = list_dir = mkdir = remove = _never
+
+
 class FakeGuest(Guest):
     """Knows `echo`, `sleep` (until woken), `cat` (when spawned) and nothing else."""
 
@@ -65,6 +94,11 @@ class FakeGuest(Guest):
         self.sleeping = trio.Event()
         self.woken = trio.Event()
         self.gone = None
+        self._files = DictFiles()
+
+    @property
+    def files(self):
+        return self._files
 
     async def run(self, argv, **options):
         if self.gone is not None:

@@ -130,6 +130,29 @@ def test_signals_and_sizes_reach_the_command(rig):
         assert rig.guest.processes[0].sizes == [TtySize(rows=50, cols=120)]
 
 
+def test_files_are_read_and_written_whole_or_as_they_come(rig):
+    with rig.machine() as machine:
+        machine.files.write_text("/a", "größer")
+        assert machine.files.read_bytes("/a") == "größer".encode()
+        with machine.files.open_write("/b") as file:
+            assert file.write(b"one\n") == 4
+            file.write(b"two")
+        with machine.files.open_read("/b") as file:
+            assert list(file) == [b"one\n", b"two"]
+        with pytest.raises(FileNotFoundError, match="/c"):
+            machine.wait_ready().files.read_text("/c")
+
+
+@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt, GuestError])
+def test_a_file_whose_block_is_left_by_an_error_is_not_made(rig, error):
+    """Half of it must not be taken for the whole."""
+    with rig.machine() as machine:
+        with pytest.raises(error, match="mine"), machine.files.open_write("/a") as file:
+            file.write(b"half")
+            raise error("mine")
+        assert rig.guest.files.contents == {}
+
+
 @contextmanager
 def hello(rig, port=5000):
     """Something in the guest that says hello to who connects, then echoes."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import threading
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from microvm._groups import only_error
 from microvm.errors import MicrovmError
 from microvm.sync._deadlines import TooSlowError, nearest
+from microvm.sync._flag import Flag
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -38,7 +38,7 @@ class Call(Generic[T]):
         self._deadline: Deadline | None = nearest() if bounded else None
         self._scope: trio.CancelScope | None = None
         self._cancelled = False
-        self.done = threading.Event()
+        self.done = Flag()
         self.begun = False
         """Whether its task was started; kept on the loop's thread."""
         self.completed = False
@@ -110,7 +110,7 @@ class _HeldCall(Call[T]):
         self._enter = enter
         self._leave: trio.Event | None = None
         self._leave_by: BaseException | None = None
-        self.entered = threading.Event()
+        self.entered = Flag()
 
     async def _never(self) -> T:
         raise AssertionError
@@ -165,9 +165,13 @@ class Held(Generic[T]):
             loop.wait(call.entered)
             return call.result()
         except BaseException:
-            loop.tell(call.cancel)
-            loop.wait(call.done)
+            self.abandon()
             raise
+
+    def abandon(self) -> None:
+        """Leave at once, whatever has been reached: the caller was interrupted."""
+        self._loop.tell(self._call.cancel)
+        self._loop.wait(self._call.done)
 
     def __exit__(
         self,

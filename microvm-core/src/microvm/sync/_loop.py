@@ -2,7 +2,7 @@
 
     the caller's thread                      the loop's thread
     call(work)  --run_sync_soon-->           task: with scope: await work()
-      waits for the call's Event  <--set--   value or error kept in the call
+      waits for the call's Flag   <--set--   value or error kept in the call
       Ctrl-C: scope.cancel(), waits, raises
 
 Why a daemon and `atexit`: the interpreter first joins the threads that are no daemons, which may
@@ -23,6 +23,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from microvm.sync._calls import Call, Held
+from microvm.sync._flag import Flag
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -51,14 +52,15 @@ class BackgroundLoop:
 
     def __init__(self) -> None:
         self._pid = os.getpid()
-        self._ready = threading.Event()
+        self._ready = Flag()
         self._failure: BaseException | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._finished: type[BaseException] = RuntimeError
         self._nursery: trio.Nursery | None = None
         self._thread = threading.Thread(target=self._run, name="microvm-sync", daemon=True)
         self._thread.start()
-        self._ready.wait()
+        while not self._ready.wait(LOOK_UP_S):
+            pass
         if self._failure is not None:
             raise self._failure
 
@@ -181,9 +183,9 @@ class BackgroundLoop:
             return False
         return True
 
-    def wait(self, event: threading.Event) -> None:
-        """Wait for an event that the loop sets, or for the loop's end."""
-        while not event.wait(LOOK_UP_S):
+    def wait(self, flag: Flag) -> None:
+        """Wait for what the loop sets, or for the loop's end."""
+        while not flag.wait(LOOK_UP_S):
             if not self.alive:
                 return
 

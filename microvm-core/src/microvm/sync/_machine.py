@@ -79,8 +79,12 @@ class Machine:
             raise RuntimeError("A Machine is entered once; make a new one to start again.")
         self._loop = background_loop()
         self._held = self._loop.hold(self._make)
-        self._held.__enter__()
-        return self
+        try:
+            self._held.__enter__()
+            return self
+        except BaseException:
+            self._held.abandon()
+            raise
 
     def _make(self) -> AsyncMachine:
         # On the loop's thread, and not before: this imports trio.
