@@ -80,11 +80,13 @@ class OutboundProxy:
         with trio.move_on_after(self._policy.handshake_within_s) as scope:
             self._handshakes[scope] = None
             if len(self._handshakes) > self._policy.max_handshakes:
-                next(iter(self._handshakes)).cancel()
+                oldest = next(iter(self._handshakes))
+                del self._handshakes[oldest]  # now: many may come before it has noticed
+                oldest.cancel()
             try:
                 yield
             finally:
-                del self._handshakes[scope]
+                self._handshakes.pop(scope, None)
 
     async def _connect(
         self, stream: HalfCloseableStream, half: ServerHalf, destination: Destination
