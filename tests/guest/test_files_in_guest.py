@@ -1,19 +1,23 @@
 """Files to and from a real guest, whose root has no tar: the agent does it all."""
 
 import hashlib
+import json
 import os
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
 
-from microvm import Machine
+from microvm import Machine, MachineConfig
 from microvm.abc import CopyReport, FileKind
 from microvm.errors import GuestFileError, GuestFileNotFound
 
 pytestmark = [pytest.mark.linux_guest, pytest.mark.usefixtures("leaves_nothing")]
 
 MIB = 1024 * 1024
+Cli = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
 def make_tree(root: Path) -> None:
@@ -113,3 +117,45 @@ async def test_several_copies_and_commands_go_on_at_once(tmp_path: Path) -> None
         assert (await machine.run(["echo", "x"])).stdout == b"x\n"
     whole = (tmp_path / "data").read_bytes()
     assert all((tmp_path / str(number)).read_bytes() == whole for number in range(8))
+
+
+def test_run_copies_in_before_the_command_and_out_behind_it(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/numbers").write_text("2\n1\n")
+    (tmp_path / "out").mkdir()
+    done = cli(
+        "run", "--copy-in", f"{tmp_path}/in:/work", "--copy-out", f"/work:{tmp_path}/work",
+        "--copy-out", f"/work/sorted:{tmp_path}/out/sorted",
+        "--", "sh", "-c", "mkfifo /work/pipe; sort /work/numbers > /work/sorted; exit 3",
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert (tmp_path / "work/sorted").read_text() == "1\n2\n"
+    assert (tmp_path / "out/sorted").read_text() == "1\n2\n"
+    assert b"not copied, no file or directory: pipe" in done.stderr
+    failed = cli("run", "--copy-in", f"{tmp_path}/none:/x", "--", "true")
+    assert failed.returncode == 125
+    assert b"No such file" in failed.stderr
+
+
+async def test_cp_copies_to_and_from_a_machine_with_a_name(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/x").write_text("x\n")
+
+    async def cp(*words: str) -> "subprocess.CompletedProcess[bytes]":
+        return await trio.to_thread.run_sync(lambda: cli("cp", *words))
+
+    async with Machine(MachineConfig(name="copied")) as machine:
+        await machine.wait_ready()
+        done = await cp("--json", f"{tmp_path}/tree", "copied:/root/")
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert json.loads(done.stdout) == {"entries": 2, "bytes": 2, "skipped": []}
+        assert (await machine.run(["cat", "/root/tree/x"], check=True)).stdout == b"x\n"
+        done = await cp("copied:/root/tree", f"{tmp_path}/back")
+        assert (done.returncode, done.stdout) == (0, b"")
+        assert (tmp_path / "back/x").read_text() == "x\n"
+        refused = await cp("copied:/nowhere", f"{tmp_path}/nowhere")
+        assert refused.returncode == 125
+        assert b"No such file or directory" in refused.stderr

@@ -15,6 +15,7 @@ import trio
 import trio.testing
 
 from microvm import ConfigError, Machine
+from microvm.abc import CopyReport
 from microvm.control import server as server_module
 from microvm.control.client import ControlClient, running_machines
 from microvm.control.directory import runtime_directory
@@ -274,3 +275,94 @@ async def test_whatever_clients_send_the_machine_lives_and_serves_others(
         assert (await ask("info"))[0]["state"] == "running"
     assert Census.take().descriptors == before
     assert not caplog.records
+
+
+# --- copies ----------------------------------------------------------------------------------
+
+
+class Copies:
+    """The files of a guest that only a test's script knows."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self.cancelled = trio.Event()
+        self.does: Callable[[], Any] = trio.lowlevel.checkpoint
+
+    async def _copy(self, first: str, second: str) -> CopyReport:
+        self.asked.append((first, second))
+        try:
+            await self.does()
+        except trio.Cancelled:
+            self.cancelled.set()
+            raise
+        return CopyReport(entries=2, bytes=3, skipped=("pipe",))
+
+    def into(self, machine: Machine) -> None:
+        machine.copy_in = self._copy  # type: ignore[method-assign]
+        machine.copy_out = self._copy  # type: ignore[method-assign]
+
+
+def copy_line(verb: str, **paths: str) -> bytes:
+    return json.dumps({"do": verb, **paths}).encode() + b"\n"
+
+
+async def test_a_copy_is_done_by_the_machines_program_and_told(machine_of, place) -> None:
+    copies = Copies()
+    async with machine_of() as machine, await connected(place) as client:
+        copies.into(machine)
+        await client.send_all(copy_line("copy-in", local="/a", guest="/b"))
+        answered = await answer_line(client)
+        assert answered == {"ok": {"entries": 2, "bytes": 3, "skipped": ["pipe"]}}
+        await client.send_all(copy_line("copy-out", local="/a", guest="/b"))
+        assert "ok" in await answer_line(client)
+        assert copies.asked == [("/a", "/b"), ("/b", "/a")]
+
+
+async def test_who_leaves_gives_up_the_copy(machine_of, place) -> None:
+    copies = Copies()
+    copies.does = trio.sleep_forever
+    async with machine_of() as machine:
+        copies.into(machine)
+        async with await connected(place) as client:
+            await client.send_all(copy_line("copy-in", local="/a", guest="/b"))
+            while not copies.asked:
+                await trio.testing.wait_all_tasks_blocked(0.001)
+        await copies.cancelled.wait()
+        assert (await ask("info"))[0]["state"] == "running"
+
+
+async def test_what_a_copy_fails_by_is_told_whosever_fault(machine_of, place) -> None:
+    copies = Copies()
+    failures = iter([GuestGone("It is gone."), FileNotFoundError(2, "No such file or directory")])
+
+    async def fail() -> None:
+        raise next(failures)
+
+    copies.does = fail
+    async with machine_of() as machine, await connected(place) as client:
+        copies.into(machine)
+        for code, message in [
+            ("guest.gone", "It is gone."),
+            ("config", "/a can't be copied: No such file or directory."),
+        ]:
+            await client.send_all(copy_line("copy-in", local="/a", guest="/b"))
+            said = await answer_line(client)
+            assert (said["error"], said["message"]) == (code, message)
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        {},
+        {"local": "/a"},
+        {"local": "a", "guest": "/b"},
+        {"local": "/a", "guest": "b"},
+        {"local": "/a\0", "guest": "/b"},
+    ],
+)
+async def test_a_copy_without_two_whole_paths_is_no_request(machine_of, place, paths) -> None:
+    async with machine_of(), await connected(place) as client:
+        await client.send_all(copy_line("copy-out", **paths))
+        assert (await answer_line(client))["error"] == "control.request"
+        await client.send_all(copy_line("info"))
+        assert "ok" in await answer_line(client)

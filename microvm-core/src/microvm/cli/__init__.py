@@ -23,6 +23,7 @@ COMMANDS = (
     "console",
     "stats",
     "stop",
+    "cp",
     "doctor",
     "plugins",
     "image",

@@ -7,7 +7,7 @@ import gc
 import json
 import signal
 import sys
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 from microvm.cli import EXIT_INTERRUPTED, EXIT_OWN_FAILURE
@@ -16,7 +16,7 @@ from microvm.cli._machine_options import add_machine_options, machine_config
 if TYPE_CHECKING:
     from microvm._assembly import BackendChoice
     from microvm._machine import Machine
-    from microvm.abc import RunResult
+    from microvm.abc import CopyReport, RunResult
     from microvm.consoles.stdio_sink import StdioSink
     from microvm.timeline import BootTimeline
 
@@ -42,6 +42,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("-e", "--env", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--cwd", metavar="DIR", help="start in this directory of the guest")
     parser.add_argument("--user", metavar="NAME", help="run as this user of the guest")
+    parser.add_argument(
+        "--copy-in",
+        action="append",
+        default=[],
+        metavar="PATH:GUEST_PATH",
+        help="copy a file or directory into the guest before the command",
+    )
+    parser.add_argument(
+        "--copy-out",
+        action="append",
+        default=[],
+        metavar="GUEST_PATH:PATH",
+        help="copy one out of it when the command has ended",
+    )
     # The rest of the line, so that the command's own options stay its own.
     parser.add_argument(
         "argv", nargs=argparse.REMAINDER, metavar="-- ARGV", help="the command and its arguments"
@@ -57,6 +71,8 @@ def _with_command(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         parser.error("name a command to run: microvm run -- uname -a")
     if not args.argv and args.json:
         parser.error("--json is about a command, and there is none")
+    if not args.argv and args.copy_out:
+        parser.error("--copy-out is for when a command has ended, and there is none")
     if at_console and (args.tty or args.json):
         parser.error("--console stdio has the terminal: leave out --tty and --json")
     return args
@@ -82,6 +98,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, timeline: BootTimeline) -> int:
     config = machine_config(args)
+    # both are told before anything starts
+    copies_in = [_split_paths("--copy-in", *word.rpartition(":")) for word in args.copy_in]
+    copies_out = [_split_paths("--copy-out", *word.partition(":")) for word in args.copy_out]
     options = {"env": dict(map(_split_env, args.env)), "cwd": args.cwd, "user": args.user}
 
     from microvm._assembly import assemble
@@ -107,8 +126,12 @@ def _run(args: argparse.Namespace, timeline: BootTimeline) -> int:
                     await machine.wait_ready()
                 gc.freeze()
                 gc.enable()
+                for local, guest in copies_in:
+                    await _copied(machine.copy_in(local, guest))
                 result = await _unless_left(machine, sink, _body(args, machine, options))
                 timeline.mark("command")
+                for guest, local in copies_out:
+                    await _copied(machine.copy_out(guest, local))
             timeline.mark("stop")
             return result
 
@@ -205,6 +228,28 @@ async def _command(
         return await run_collected(machine, args.argv, **options)
     typed = args.console != "stdio"  # else what is typed is the console's
     return await run_passthrough(machine, args.argv, tty=args.tty, stdin=typed, **options)
+
+
+def _split_paths(option: str, first: str, colon: str, second: str) -> tuple[str, str]:
+    from microvm.errors import ConfigError
+
+    if not (first and colon and second):
+        raise ConfigError(f"{option} takes two paths with a colon between them.")
+    return first, second
+
+
+async def _copied(copy: Awaitable[CopyReport]) -> None:
+    """Wait for a copy, and say on standard error what was left out of it."""
+    from microvm.errors import ConfigError, MicrovmError
+
+    try:
+        report = await copy
+    except MicrovmError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"A file can't be copied: {error}.") from error
+    for name in report.skipped:
+        print(f"microvm: not copied, no file or directory: {name}", file=sys.stderr)
 
 
 def _split_env(word: str) -> tuple[str, str]:

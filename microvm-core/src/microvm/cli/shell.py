@@ -19,6 +19,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_machine_options(parser)
     parser.set_defaults(parser=parser, func=run, timing=False, json=False, cwd="/root", user=None)
+    parser.set_defaults(copy_in=[], copy_out=[])
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,6 +6,10 @@
     {"do": "info"}                          {"ok": {"name": ..., "state": ..., ...}}
     {"do": "stats"}                         {"ok": {"devices": ..., "exits": ..., ...}}
     {"do": "stop"}                          {"ok": {"reason": ..., "detail": ...}}, when ended
+    {"do": "copy-in", "local": PATH, "guest": PATH}
+                                            {"ok": {"entries": ..., "bytes": ...}}, when copied
+    {"do": "copy-out", "local": PATH, "guest": PATH}
+                                            the same; who leaves before gives it up
     {"do": "console"}                       {"ok": {}}, and from there on bytes, both ways
     anything else                           {"error": CODE, "message": ..., "remedy": ...}
 

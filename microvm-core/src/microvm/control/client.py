@@ -55,8 +55,10 @@ class ControlClient:
     def __exit__(self, *error: object) -> None:
         self.sock.close()
 
-    def ask(self, verb: str, within_s: float = ANSWER_WITHIN_S) -> dict[str, Any]:
-        """Ask, and wait for the answer.
+    def ask(
+        self, verb: str, within_s: float | None = ANSWER_WITHIN_S, **more: str
+    ) -> dict[str, Any]:
+        """Ask, and wait for the answer; without a bound if `within_s` is None.
 
         Raises:
             Refused: the machine says no, and why.
@@ -64,7 +66,7 @@ class ControlClient:
         """
         try:
             self.sock.settimeout(within_s)
-            self.sock.sendall(request(verb))
+            self.sock.sendall(request(verb, **more))
             # Behind the answer to this one the guest's bytes begin, and those are not ours.
             chunk = 1 if verb == "console" else CHUNK_BYTES
             while (line := self._lines.next()) is None:

@@ -11,7 +11,8 @@ MAX_REQUEST_BYTES: Final = 4096
 MAX_ANSWER_BYTES: Final = 4 << 20
 """A machine has some hundred counters, and a thousand places where its guest left."""
 
-VERBS: Final = ("info", "stats", "stop", "console")
+COPIES: Final = ("copy-in", "copy-out")
+VERBS: Final = ("info", "stats", "stop", "console", *COPIES)
 
 
 class BadRequest(MicrovmError):
@@ -57,9 +58,9 @@ class LineReader:
         return rest
 
 
-def request(verb: str) -> bytes:
+def request(verb: str, **more: str) -> bytes:
     """The line that asks for it."""
-    return _line({"do": verb})
+    return _line({"do": verb, **more})
 
 
 def parse_request(line: bytes) -> str:
@@ -73,6 +74,20 @@ def parse_request(line: bytes) -> str:
     if not isinstance(verb, str) or verb not in VERBS:
         raise BadRequest("There is no such request.", remedy=f"Say one of: {', '.join(VERBS)}.")
     return verb
+
+
+def parse_paths(line: bytes) -> tuple[str, str]:
+    """Of one of `COPIES`: the path here and the path in the guest.
+
+    Raises:
+        BadRequest: they are not both there, or not whole paths.
+    """
+    message = _parse(line)
+    local, guest = message.get("local"), message.get("guest")
+    for path in (local, guest):
+        if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
+            raise BadRequest("A copy has two whole paths, local and guest.")
+    return str(local), str(guest)
 
 
 def answer(value: dict[str, Any]) -> bytes:

@@ -8,22 +8,26 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
 import trio
 
 from microvm.control.directory import SUFFIX, open_directory
 from microvm.control.lines import (
+    COPIES,
     MAX_REQUEST_BYTES,
     BadRequest,
     LineReader,
     answer,
+    parse_paths,
     parse_request,
     refusal,
 )
-from microvm.errors import GuestGone, MicrovmError
+from microvm.errors import ConfigError, GuestGone, MicrovmError
 from microvm.unix_sockets import is_trusted, peer_uid
 
 if TYPE_CHECKING:
     from microvm._machine import Machine
+    from microvm.abc import CopyReport
 
 log = logging.getLogger("microvm")
 
@@ -117,7 +121,11 @@ class ControlServer:
                 if verb == "console":
                     await self._console(stream, lines.rest())
                     return
-                said = answer(await self._answer(verb))
+                if verb in COPIES:
+                    paths = parse_paths(line)
+                    said = answer(await self._copy(verb, *paths, stream, lines))
+                else:
+                    said = answer(await self._answer(verb))
             except MicrovmError as error:
                 said = refusal(error)
             if not await self._say(stream, said):
@@ -145,6 +153,43 @@ class ControlServer:
         finally:
             self._answering -= 1
             self._idle.set()
+
+    async def _copy(
+        self, verb: str, local: str, guest: str, stream: trio.SocketStream, lines: LineReader
+    ) -> dict[str, Any]:
+        """Copy between the guest and what our own user may read and write."""
+        self._must_run()
+
+        async def give_up_with_the_client(copying: trio.CancelScope) -> None:
+            data = await stream.receive_some(CHUNK_BYTES)
+            lines.feed(bytes(data))
+            if not data:
+                copying.cancel()
+
+        report: CopyReport | None = None
+        failure: MicrovmError | OSError | None = None
+        self._answering += 1
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(give_up_with_the_client, nursery.cancel_scope)
+                try:
+                    if verb == "copy-in":
+                        report = await self._machine.copy_in(local, guest)
+                    else:
+                        report = await self._machine.copy_out(guest, local)
+                except (MicrovmError, OSError) as error:
+                    failure = error
+                nursery.cancel_scope.cancel()
+        finally:
+            self._answering -= 1
+            self._idle.set()
+        if isinstance(failure, MicrovmError):
+            raise failure
+        if failure is not None:
+            raise ConfigError(f"{local} can't be copied: {failure.strerror or failure}.")
+        if report is None:
+            raise trio.BrokenResourceError("the client has gone")
+        return attrs.asdict(report)
 
     def _must_run(self) -> None:
         if self._machine.state == "starting":

@@ -189,6 +189,9 @@ class ScriptedBackend:
         )
 
 
+_ALL_BUT_BUTTON = frozenset(Capability) - {Capability.POWER_BUTTON}
+
+
 def scripted_machine(
     kernel: Path,
     script: Script = runs_until_killed,
@@ -203,7 +206,8 @@ def scripted_machine(
         kernel: A file that looks like one (`boot_files.tiny_kernel`).
         script: The guest.
         sink: As `Machine`'s ``console``.
-        capabilities: The backend's; all there are, if not given.
+        capabilities: The backend's; if not given all but a power button, which a script without
+            a wish to end would only be waited for.
         fields: Of its `MachineConfig`.
     """
     from microvm._machine import Machine
@@ -212,7 +216,7 @@ def scripted_machine(
 
     backend = ScriptedBackend(
         platform=ScriptedPlatform(script),
-        capabilities=frozenset(Capability) if capabilities is None else capabilities,
+        capabilities=_ALL_BUT_BUTTON if capabilities is None else capabilities,
     )
     given = {"boot": BootSource(kernel=kernel), "vsock": None, "provisioners": (), **fields}
     return Machine(MachineConfig(**given), plugins=plugin_manager(backend.factory()), console=sink)
