@@ -26,7 +26,10 @@ EXAMPLES = ("microvm-dice", "microvm-paper", "microvm-broken")
 
 PROVIDES = {
     "microvm-core": (),
-    "microvm-devices": ("device/vsock",),
+    "microvm-devices": (
+        *(f"device/{name}" for name in ("balloon", "blk", "console", "net", "rng", "vsock")),
+        *(f"net_backend/{name}" for name in ("loopback", "null", "passt", "socket", "tap")),
+    ),
     "microvm-guest": ("provisioner/agent",),
     "microvm-kvm": ("backend/kvm",),
     "microvm-qemu": ("backend/qemu",),
