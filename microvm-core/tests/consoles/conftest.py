@@ -27,7 +27,7 @@ class Bench:
         self.typed += data
 
     async def until_typed(self, data: bytes) -> None:
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             while self.typed != data:  # noqa: ASYNC110 - it is memory that changes
                 await trio.sleep(0.001)
 
@@ -56,7 +56,7 @@ def served() -> Served:
             nursery.start_soon(run)
             yield bench
             bench.hub.finish()
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 await bench.ended.wait()
         assert Census.take().descriptors == before.descriptors
 

@@ -47,7 +47,7 @@ async def test_a_file_has_the_last_words_of_a_machine_that_was_cancelled(
         machine.say("last words")
 
     console = ConsoleConfig(output="file", path=tmp_path / "log")
-    with trio.fail_after(5), trio.CancelScope() as scope:
+    with trio.fail_after(30), trio.CancelScope() as scope:
         async with machine_of(talks, console=console):
             await trio.testing.wait_all_tasks_blocked()
             scope.cancel()
@@ -84,7 +84,7 @@ async def test_a_program_joins_the_console_and_leaves_it(machine_of: Build) -> N
         async with await machine.open_console() as console:
             assert await console.receive_some() == b"login:\n"
             await console.send_all(b"root\n")
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 while running.typed != b"root\n":  # noqa: ASYNC110 - it is memory that changes
                     await trio.sleep(0.001)
         assert machine.metrics.console == {
@@ -125,7 +125,7 @@ class Sink(ConsoleSink):
 async def test_a_programs_own_sink_is_held_around_the_machine(machine_of: Build) -> None:
     sink = Sink()
     async with machine_of(panics, sink=sink) as machine:
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             await machine.wait_console()
         assert machine.metrics.console["dropped_bytes"] == 3
     assert sink.life == ["open", "end", "closed"]
@@ -134,7 +134,7 @@ async def test_a_programs_own_sink_is_held_around_the_machine(machine_of: Build)
 
 async def test_a_sink_that_fails_is_logged_and_the_machine_goes_on(machine_of: Build, caplog):
     async with machine_of(sink=Sink(fails=ValueError("a bug"))) as machine:
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             await machine.wait_console()
         assert machine.outcome is None
     assert "The console's sink failed" in caplog.text
@@ -145,7 +145,7 @@ async def test_a_sink_that_never_ends_does_not_hold_the_machine(machine_of: Buil
         async def serve(self, console: HalfCloseableStream) -> None:
             await trio.sleep_forever()
 
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         async with machine_of(sink=Stuck()):
             pass
 

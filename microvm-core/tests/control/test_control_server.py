@@ -55,7 +55,7 @@ async def ask(*verbs: str, name: str = NAME) -> list[Any]:
                     answers.append(error)
         return answers
 
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         return await trio.to_thread.run_sync(client)
 
 
@@ -142,7 +142,7 @@ async def test_the_console_is_taken_over_with_what_was_sent_behind_the_line(
         await client.send_all(b'{"do": "console"}\nroot\n')
         assert await answer_line(client) == {"ok": {}}
         assert await client.receive_some() == b"login:\n"
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             while running.typed != b"root\n":  # noqa: ASYNC110 - it is memory that changes
                 await trio.sleep(0.001)
         await machine.stop()
@@ -150,7 +150,7 @@ async def test_the_console_is_taken_over_with_what_was_sent_behind_the_line(
 
 
 async def test_a_client_that_reads_nothing_holds_up_nobody(machine_of: Build, place: Path) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         async with machine_of() as machine, await connected(place) as client:
             running = machine._running
             assert isinstance(running, ScriptedMachine)
@@ -183,7 +183,7 @@ async def test_a_stop_whose_client_has_gone_is_done_all_the_same(machine_of, pla
     async with machine_of() as machine:
         async with await connected(place) as client:
             await client.send_all(b'{"do": "stop"}\n')
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             assert (await machine.wait()).reason.value == "stopped"
 
 
@@ -215,7 +215,7 @@ async def test_silence_is_cut_off(machine_of, place, monkeypatch) -> None:
     monkeypatch.setattr(server_module, "REQUEST_WITHIN_S", 0.05)
     async with machine_of(), await connected(place) as client:
         await client.send_all(b'{"do": "in')
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             assert await client.receive_some() == b""
 
 
@@ -267,7 +267,7 @@ async def test_whatever_clients_send_the_machine_lives_and_serves_others(
 
     before = Census.take().descriptors
     async with machine_of() as machine:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 for _ in range(16):
                     nursery.start_soon(client, hostile_bytes(chance), chance.random() < 0.5)
