@@ -1,6 +1,5 @@
 """Lines of a control socket: bounded, and anything else than a request is told so. Row 86."""
 
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
