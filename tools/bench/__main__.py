@@ -67,6 +67,13 @@ def measures(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
 
         return net_host(args.pairs)
 
+    def socks() -> Any:
+        import trio
+
+        from tools.bench.socks import socks
+
+        return trio.run(socks, min(args.size_mib, 32))
+
     def exits() -> Any:
         from tools.bench.exits import exits
 
@@ -86,6 +93,7 @@ def measures(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
         "import": imports,
         "boot": boot,
         "vsock": vsock,
+        "socks": socks,
         "blk_host": blk_host,
         "blk": blk,
         "net_host": net_host,
@@ -95,7 +103,7 @@ def measures(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     }
 
 
-ON_THE_HOST = ("import", "boot", "vsock", "blk_host", "blk", "net_host", "exits", "vmm")
+ON_THE_HOST = ("import", "boot", "vsock", "blk_host", "blk", "net_host", "socks", "exits", "vmm")
 
 
 def main() -> None:
