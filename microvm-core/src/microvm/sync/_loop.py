@@ -11,7 +11,8 @@ well be using machines, then calls `atexit`, and only then stops daemons where t
 
 A forked child has this thread's memory but not the thread. Its copy is put aside: calls on it are
 refused, ends are ignored, and nothing of it is ever collected, since the frames of threads that did
-not come along keep it. So no `finally` of the parent's tasks runs twice.
+not come along keep it. So no `finally` of the parent's tasks runs twice. The fork itself happens
+while the loop stands between two tasks.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ log = logging.getLogger("microvm.sync")
 STOP_WITHIN_S: Final = 10.0
 """How long the interpreter's exit waits for machines to end. It takes milliseconds; only a plugin
 that hangs takes longer, and backends end their machines with the process in any case."""
+FORK_WITHIN_S: Final = 1.0
+"""How long a fork waits for the loop to stand still, and the loop for the fork."""
 LOOK_UP_S: Final = 0.5
 """How often a waiting call looks up: where a lock can't be interrupted (Windows), Ctrl-C is seen
 then; and so is a loop that has ended in spite of it all."""
@@ -94,6 +97,11 @@ class BackgroundLoop:
     def alive(self) -> bool:
         """Whether it runs."""
         return self._thread.is_alive()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the caller is on its thread."""
+        return threading.current_thread() is self._thread
 
     # --- for other threads ----------------------------------------------------------------
 
@@ -157,7 +165,7 @@ class BackgroundLoop:
                 "This machine belongs to the process that this one was forked from; "
                 "start one of your own here."
             )
-        if threading.current_thread() is self._thread:
+        if self.is_current:
             raise RuntimeError("microvm.sync can't be called from a machine's own callbacks.")
 
     def start(self, call: Call[Any]) -> None:
@@ -215,6 +223,32 @@ def _stop_at_exit() -> None:
         loop.stop()
 
 
+_fork_done = Flag()
+
+
+def _hold_still_for_fork() -> None:
+    """Have the loop's thread wait between two tasks: it then holds no lock and imports nothing.
+
+    What a thread was importing when its process forked is left half done in the child.
+    """
+    global _fork_done
+    loop = _loop
+    if loop is None or not loop.alive or loop.is_current:
+        return
+    still, _fork_done = Flag(), Flag()
+
+    def hold(done: Flag = _fork_done) -> None:
+        still.set()
+        done.wait(FORK_WITHIN_S)
+
+    if loop.tell(hold):
+        still.wait(FORK_WITHIN_S)
+
+
+def _go_on_in_parent() -> None:
+    _fork_done.set()
+
+
 def _forget_in_child() -> None:
     global _loop, _lock, _exiting
     _loop, _lock, _exiting = None, threading.Lock(), False
@@ -222,4 +256,8 @@ def _forget_in_child() -> None:
 
 atexit.register(_stop_at_exit)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)
+    os.register_at_fork(
+        before=_hold_still_for_fork,
+        after_in_parent=_go_on_in_parent,
+        after_in_child=_forget_in_child,
+    )
