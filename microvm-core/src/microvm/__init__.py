@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from microvm._machine import Machine
-    from microvm.abc import Capability, Guest, GuestProcess, ProbeReport, RunResult, TtySize
+    from microvm.abc import (
+        Capability,
+        CopyLimits,
+        Guest,
+        GuestProcess,
+        ProbeReport,
+        RunResult,
+        TtySize,
+    )
     from microvm.config import (
         BootSource,
         ConfigProblem,
@@ -43,6 +51,8 @@ if TYPE_CHECKING:
         CommandFailed,
         ConfigError,
         GuestError,
+        GuestFileError,
+        GuestFileNotFound,
         GuestGone,
         GuestNotReady,
         GuestRefused,
@@ -51,6 +61,7 @@ if TYPE_CHECKING:
         PluginError,
     )
     from microvm.metrics import MachineMetrics
+    from microvm.outbound import OutboundPolicy
     from microvm.outcome import MachineOutcome, OutcomeReason
 
 _HOMES = {
@@ -65,10 +76,13 @@ _HOMES = {
     "ConsoleConfig": "config",
     "ConsoleDevice": "config",
     "ConsoleOutput": "config",
+    "CopyLimits": "abc",
     "DeviceConfig": "config",
     "DriveConfig": "config",
     "Guest": "abc",
     "GuestError": "errors",
+    "GuestFileError": "errors",
+    "GuestFileNotFound": "errors",
     "GuestGone": "errors",
     "GuestNotReady": "errors",
     "GuestProcess": "abc",
@@ -81,6 +95,7 @@ _HOMES = {
     "MachineOutcome": "outcome",
     "MicrovmError": "errors",
     "NetConfig": "config",
+    "OutboundPolicy": "outbound",
     "OutcomeReason": "outcome",
     "PluginError": "errors",
     "ProbeReport": "abc",
@@ -104,10 +119,13 @@ __all__ = [
     "ConsoleConfig",
     "ConsoleDevice",
     "ConsoleOutput",
+    "CopyLimits",
     "DeviceConfig",
     "DriveConfig",
     "Guest",
     "GuestError",
+    "GuestFileError",
+    "GuestFileNotFound",
     "GuestGone",
     "GuestNotReady",
     "GuestProcess",
@@ -120,6 +138,7 @@ __all__ = [
     "MachineOutcome",
     "MicrovmError",
     "NetConfig",
+    "OutboundPolicy",
     "OutcomeReason",
     "PluginError",
     "ProbeReport",

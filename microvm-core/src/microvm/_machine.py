@@ -75,6 +75,9 @@ BUTTON_GRACE_S = 5.0
 NOTICE_WITHIN_S = 1.0
 """How long a pause waits for the guest to prepare for it, and `resume` for clocks to be set."""
 
+WATCH_CLOCKS_AFTER_S = 0.5
+"""From a guest that is ready: a machine for one command is in a hurry, and sleeps with nobody."""
+
 JUMP_WITHIN_S = 10.0
 """How long provisioners have to make up for a sleep of the host's, before it is let be."""
 
@@ -241,7 +244,9 @@ class Machine:
 
     async def _watch_clocks(self) -> None:
         """Tell the links when the host has slept, or its clock was set."""
-        await self._ready_known.wait()  # nobody has a clock before, and the boot is in a hurry
+        await self._ready_known.wait()  # nobody has a clock before
+        if self._clocks is None:
+            await trio.sleep(WATCH_CLOCKS_AFTER_S)
         from microvm.host_clocks import JumpWatch, SystemClocks
 
         clocks = self._clocks if self._clocks is not None else SystemClocks()
