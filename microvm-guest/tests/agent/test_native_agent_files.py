@@ -383,6 +383,40 @@ async def test_a_command_is_served_while_a_file_is_waited_for(agent, guest_dir):
             await client.ping()
 
 
+async def test_row_89_no_descriptor_of_the_agents_is_open_in_what_serves_files(agent):
+    async with files_of(agent) as files:
+        names = [it.name for it in await files.list_dir("/proc/self/fd")]
+    assert names == ["0", "1", "2", "3"], "the last is the directory that is listed"
+
+
+async def test_row_89_what_has_served_files_is_reaped(agent, guest_dir):
+    async with agent.client() as client:
+        pid = (await client.status())["pid"]
+        for number in range(20):
+            await client.files.write_bytes(f"{guest_dir}/x", bytes([number]))
+        children = await trio.Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    assert children == ""
+
+
+@pytest.mark.parametrize("spelt", ["{}/x/", "{}//x", "{}/./x", "{}/y/../x"])
+async def test_a_path_may_be_spelt_in_many_ways(agent, guest_dir, tmp_path, spelt):
+    (tmp_path / "tree").mkdir()
+    (guest_dir / "y").mkdir()
+    async with files_of(agent) as files:
+        await files.copy_in(tmp_path / "tree", spelt.format(guest_dir))
+        assert (await files.stat(spelt.format(guest_dir))).kind is FileKind.DIRECTORY
+    assert sorted(os.listdir(guest_dir)) == ["x", "y"]
+
+
+@pytest.mark.parametrize("spelt", ["/", "{}/.", "{}/..", "//"])
+async def test_a_copy_in_needs_a_name_in_the_guest(agent, guest_dir, tmp_path, spelt):
+    (tmp_path / "tree").mkdir()
+    async with files_of(agent) as files:
+        with pytest.raises(GuestFileError, match="It is a directory"):
+            await files.copy_in(tmp_path / "tree", spelt.format(guest_dir))
+    assert os.listdir(guest_dir) == []
+
+
 # --- what only a wrong host sends -------------------------------------------------------------
 
 

@@ -54,7 +54,7 @@ async def test_a_job_outlives_the_host_that_started_it(path, tmp_path):
         status = await (await third.job(job.id)).status()
         assert (status.running, status.pid, status.exit_code) == (False, None, 7)
         assert (status.log_bytes, status.log_kept, status.age_s > 0) == (15, 15, True)
-        assert await followed((await third.job(job.id))) == (b"begun\ngone\nend\n", 0)
+        assert await followed(await third.job(job.id)) == (b"begun\ngone\nend\n", 0)
         assert (await (await third.job(job.id)).wait()).exit_code == 7
 
 
@@ -186,6 +186,19 @@ async def test_the_oldest_that_has_ended_gives_way_and_one_that_runs_never(path)
         assert (await client.status())["jobs"] == MAX_JOBS
         for job in (runs, *sleepers):
             await job.remove()
+
+
+async def test_row_89_no_descriptor_of_the_agents_is_open_in_a_job(path):
+    async with host(path) as client:
+        job = await client.spawn_detached(["sh", "-c", "exec ls -l /proc/self/fd"])
+        await job.wait()
+        lines = (await job.logs()).decode().splitlines()[1:]
+    opened = dict(line.split()[-3::2] for line in lines)
+    assert opened.pop("3").startswith("/proc/"), "the directory that is listed"
+    assert opened["0"] == "/dev/null"
+    assert opened["1"] == opened["2"]
+    assert opened["1"].startswith("pipe:")
+    assert sorted(opened) == ["0", "1", "2"]
 
 
 async def test_a_job_ends_with_its_agent(agent):
