@@ -206,3 +206,15 @@ async def test_several_links_fill_one_queue_and_wait_for_its_buffers_together() 
             with trio.fail_after(5):
                 got.append((await driver.received())[1])
         assert sorted(got) == sorted(frame_for(index) for index in (0, 0, 1, 1, 2, 2, 3, 3))
+
+
+async def test_several_links_without_buffers_wait_and_do_not_spin() -> None:
+    """Found by `test_net_any_guest`: two that waited for each other took turns at nothing."""
+    net = ScriptedNet(links=2)
+    async with running(NetDevice(net, settings(queues=2)), f.F_CTRL_VQ) as driver:
+        driver.offer(BUFFER)
+        net.links[0].give(frame_for(0))
+        net.links[1].give(frame_for(1))
+        await driver.received()
+        with trio.fail_after(5):
+            await trio.testing.wait_all_tasks_blocked()

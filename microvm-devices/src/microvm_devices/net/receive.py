@@ -57,7 +57,8 @@ class ReceiveQueue:
         self.room = 0
         """How many that are."""
         self._starved = False
-        self._waiters = trio.Lock()
+        self._refilled: trio.Event | None = None
+        """There while one flow waits for the doorbell; the others wait for that one."""
         # The device looks by itself when it has something to give.
         self._queue.disable_notification()
 
@@ -140,11 +141,16 @@ class ReceiveQueue:
 
     async def wait_buffers(self) -> None:
         """Return when the driver may have offered more; several flows may wait."""
-        held_up = self._waiters.locked()
-        async with self._waiters:
-            # Who waited for another's wait has waited for the doorbell too.
-            if not held_up:
-                await self._active.doorbell.wait()
+        if self._refilled is not None:
+            await self._refilled.wait()
+            return
+        self._refilled = refilled = trio.Event()
+        try:
+            await self._active.doorbell.wait()
+        finally:
+            # Cancelled or not: one of those who waited for us takes our place, if it has to.
+            self._refilled = None
+            refilled.set()
 
 
 def _num_buffers(count: int) -> bytes:
