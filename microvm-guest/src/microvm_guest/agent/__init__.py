@@ -48,6 +48,7 @@ SOURCES: tuple[str, ...] = (
     "relay.c",
     "udp_relay.c",
     "resolver.c",
+    "socks5_message.c",
     "socks5.c",
 )
 """Every translation unit, by name within `SOURCE_DIR`."""
@@ -85,6 +86,7 @@ HEADERS: tuple[str, ...] = (
     "relay.h",
     "udp_relay.h",
     "resolver.h",
+    "socks5_message.h",
     "socks5.h",
 )
 """What the sources include, by name within `SOURCE_DIR`."""

@@ -22,15 +22,10 @@
 #include "loop.h"
 #include "relay.h"
 #include "resolver.h"
+#include "socks5_message.h"
 #include "system.h"
 #include "vsock.h"
 #include "wire.h"
-
-#define VERSION 5
-#define NO_AUTHENTICATION 0
-#define NO_ACCEPTABLE_METHOD 0xff
-#define COMMAND_CONNECT 1
-#define MAX_MESSAGE 262 /* a request with the longest name */
 
 #define MAX_CLIENTS 2048  /* connections under way, and those that are carried */
 #define MAX_HALF_OPEN 256 /* that have not said what they want: one more, and the oldest goes */
@@ -38,19 +33,6 @@
 #define HANDSHAKE_NS (10 * SECOND_NS)
 #define CONNECT_NS (60 * SECOND_NS) /* all of a name's addresses together */
 #define ATTEMPT_NS (10 * SECOND_NS) /* one of several */
-
-enum address_type { IPV4 = 1, NAME = 3, IPV6 = 4 };
-
-enum reply { /* RFC 1928, 6 */
-    SUCCEEDED = 0,
-    GENERAL_FAILURE = 1,
-    NOT_ALLOWED = 2,
-    NETWORK_UNREACHABLE = 3,
-    HOST_UNREACHABLE = 4,
-    CONNECTION_REFUSED = 5,
-    COMMAND_NOT_SUPPORTED = 7,
-    ADDRESS_TYPE_NOT_SUPPORTED = 8,
-};
 
 enum client_state { GREETING, REQUEST, RESOLVING, CONNECTING };
 
@@ -64,7 +46,7 @@ struct client {
     unsigned tried;
     int error; /* of the attempts so far */
     size_t length;
-    uint8_t message[MAX_MESSAGE + 1];
+    uint8_t message[SOCKS5_MAX_MESSAGE];
 };
 
 static struct acceptor door, host_door;
@@ -109,50 +91,17 @@ static bool say(struct client *client, const void *data, size_t length)
     return send(client->in.fd, data, length, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)length;
 }
 
-static bool say_reply(struct client *client, enum reply reply, const struct sockaddr_storage *bound)
+static bool say_reply(struct client *client, enum socks5_reply reply,
+                      const struct sockaddr_storage *bound)
 {
-    uint8_t raw[22] = {VERSION, reply, 0, IPV4};
-    const struct sockaddr_in *v4 = (const struct sockaddr_in *)bound;
-    const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)bound;
-    if (bound != NULL && bound->ss_family == AF_INET6) {
-        raw[3] = IPV6;
-        memcpy(raw + 4, &v6->sin6_addr, 16);
-        memcpy(raw + 20, &v6->sin6_port, 2);
-        return say(client, raw, 22);
-    }
-    if (bound != NULL) {
-        memcpy(raw + 4, &v4->sin_addr, 4);
-        memcpy(raw + 8, &v4->sin_port, 2);
-    }
-    return say(client, raw, 10);
+    uint8_t raw[SOCKS5_MAX_REPLY];
+    return say(client, raw, socks5_write_reply(raw, reply, bound));
 }
 
-static void refuse(struct client *client, enum reply reply)
+static void refuse(struct client *client, enum socks5_reply reply)
 {
     say_reply(client, reply, NULL);
     client_close(client);
-}
-
-static enum reply reply_for(int error)
-{
-    switch (error) {
-    case ECONNREFUSED:
-    case ECONNRESET:
-        return CONNECTION_REFUSED;
-    case ENETUNREACH:
-    case ENETDOWN:
-    case EAFNOSUPPORT:
-        return NETWORK_UNREACHABLE;
-    case EHOSTUNREACH:
-    case EHOSTDOWN:
-    case ETIMEDOUT:
-        return HOST_UNREACHABLE;
-    case EACCES: /* a route that prohibits, a firewall that rejects */
-    case EPERM:
-        return NOT_ALLOWED;
-    default:
-        return GENERAL_FAILURE;
-    }
 }
 
 /* --- connecting -------------------------------------------------------------------------- */
@@ -165,7 +114,7 @@ static void connected(struct client *client)
     getsockname(client->out.fd, (struct sockaddr *)&bound, &length);
     setsockopt(client->out.fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     setsockopt(client->in.fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    if (!say_reply(client, SUCCEEDED, &bound)) {
+    if (!say_reply(client, SOCKS5_SUCCEEDED, &bound)) {
         client_close(client);
         return;
     }
@@ -204,7 +153,7 @@ static void try_next(struct client *client)
         }
         failed(client, errno);
     }
-    refuse(client, reply_for(client->error));
+    refuse(client, socks5_reply_for(client->error));
 }
 
 static void out_ready(struct watch *watch, uint32_t events)
@@ -231,25 +180,14 @@ static void resolved(struct lookup *lookup)
 }
 
 /* An address needs nobody to ask. */
-static void take_address(struct client *client, const uint8_t *raw, bool v6, uint16_t port)
+static void take_address(struct client *client, const struct sockaddr_storage *address)
 {
     struct lookup *lookup = client->lookup = calloc(1, sizeof *lookup);
     if (lookup == NULL) {
-        refuse(client, GENERAL_FAILURE);
+        refuse(client, SOCKS5_GENERAL_FAILURE);
         return;
     }
-    struct sockaddr_in *v4_at = (struct sockaddr_in *)&lookup->addresses[0];
-    struct sockaddr_in6 *v6_at = (struct sockaddr_in6 *)&lookup->addresses[0];
-    if (v6) {
-        v6_at->sin6_family = AF_INET6;
-        v6_at->sin6_port = htons(port);
-        memcpy(&v6_at->sin6_addr, raw, 16);
-    } else {
-        v4_at->sin_family = AF_INET;
-        v4_at->sin_port = htons(port);
-        memcpy(&v4_at->sin_addr, raw, 4);
-    }
-    lookup->count = 1;
+    lookup->addresses[lookup->count++] = *address;
     lookup->asker = client;
     resolved(lookup);
 }
@@ -258,114 +196,79 @@ static void resolve(struct client *client, const char *name, uint16_t port)
 {
     client->lookup = resolver_ask(name, port, resolved, client);
     if (client->lookup == NULL)
-        refuse(client, GENERAL_FAILURE);
+        refuse(client, SOCKS5_GENERAL_FAILURE);
 }
 
 /* --- the handshake ----------------------------------------------------------------------- */
 
 static void serve_greeting(struct client *client)
 {
-    bool open = memchr(client->message + 2, NO_AUTHENTICATION, client->message[1]) != NULL;
-    uint8_t raw[2] = {VERSION, open ? NO_AUTHENTICATION : NO_ACCEPTABLE_METHOD};
-    bool said = say(client, raw, sizeof raw);
+    uint8_t answer[2];
+    bool accepted = socks5_accepts(client->message, answer);
     client->length = 0;
-    if (open && said)
+    if (say(client, answer, sizeof answer) && accepted)
         client->state = REQUEST;
     else
         client_close(client);
 }
 
-static bool is_a_name(const uint8_t *name, size_t length)
-{
-    for (size_t i = 0; i < length; i++)
-        if (name[i] < 0x21 || name[i] > 0x7e)
-            return false;
-    return true;
-}
-
 static void serve_request(struct client *client)
 {
-    char text[256];
-    const uint8_t *address = client->message + 4, *port_at = client->message + client->length - 2;
-    uint16_t port = (uint16_t)(port_at[0] << 8 | port_at[1]);
-    if (client->message[1] != COMMAND_CONNECT) {
-        refuse(client, COMMAND_NOT_SUPPORTED);
-        return;
-    }
-    if (port == 0) {
-        refuse(client, CONNECTION_REFUSED);
-        return;
-    }
-    bool name = client->message[3] == NAME;
-    if (name && !is_a_name(address + 1, address[0])) {
-        refuse(client, HOST_UNREACHABLE);
+    struct socks5_request request;
+    enum socks5_reply reply = socks5_read(client->message, &request);
+    if (reply != SOCKS5_SUCCEEDED) {
+        refuse(client, reply);
         return;
     }
     half_open--;
     client->state = RESOLVING;
     client->deadline = monotonic_ns() + CONNECT_NS;
     watch_for(&client->in, 0); /* what it sends meanwhile is the stream's */
-    if (!name) {
-        take_address(client, address, client->message[3] == IPV6, port);
-        return;
-    }
-    memcpy(text, address + 1, address[0]);
-    text[address[0]] = 0;
-    resolve(client, text, port);
+    if (request.name[0] == 0)
+        take_address(client, &request.address);
+    else
+        resolve(client, request.name, request.port);
 }
 
-/* How many bytes the message has, as far as can be told; 0 when it can't be served at all. */
 static size_t wanted(const struct client *client)
 {
-    const uint8_t *message = client->message;
-    if (client->state == GREETING)
-        return client->length < 2 ? 2 : 2u + message[1];
-    if (client->length < 4)
-        return 4;
-    switch (message[3]) {
-    case IPV4:
-        return 4 + 4 + 2;
-    case IPV6:
-        return 4 + 16 + 2;
-    case NAME:
-        return client->length < 5 ? 5 : 5u + message[4] + 2;
-    default:
-        return 0;
+    return client->state == GREETING ? socks5_greeting_length(client->message, client->length)
+                                     : socks5_request_length(client->message, client->length);
+}
+
+/* Whether what has come so far may become a message. A client that may not be served is gone. */
+static bool may_go_on(struct client *client)
+{
+    enum socks5_reply reply = SOCKS5_SUCCEEDED;
+    if (client->state == REQUEST)
+        reply = socks5_check(client->message, client->length);
+    else if (client->length > 0 && client->message[0] != SOCKS5_VERSION) {
+        client_close(client); /* SOCKS4, HTTP: what an answer would look like is not for us to guess */
+        return false;
     }
+    if (reply != SOCKS5_SUCCEEDED)
+        refuse(client, reply);
+    return reply == SOCKS5_SUCCEEDED;
 }
 
 /* Read what is there of one message, and no byte beyond it. False when the client is gone. */
 static bool hear(struct client *client)
 {
-    for (;;) {
+    while (may_go_on(client)) {
         size_t all = wanted(client);
-        if (client->length > 0 && client->message[0] != VERSION) {
-            if (client->state == REQUEST)
-                say_reply(client, GENERAL_FAILURE, NULL);
-            client_close(client);
-            return false;
-        }
-        if (all == 0) {
-            refuse(client, ADDRESS_TYPE_NOT_SUPPORTED);
-            return false;
-        }
-        if (client->state == REQUEST && client->length >= 5 && client->message[3] == NAME &&
-            client->message[4] == 0) {
-            refuse(client, HOST_UNREACHABLE);
-            return false;
-        }
         if (client->length == all)
             return true;
         ssize_t got = recv(client->in.fd, client->message + client->length, all - client->length,
                            MSG_DONTWAIT);
-        if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR)) {
+        if (got < 0 && (errno == EAGAIN || errno == EINTR))
+            return true;
+        if (got <= 0) {
             client_close(client);
             return false;
         }
-        if (got < 0)
-            return true;
         client->length += (size_t)got;
     }
+    return false;
 }
 
 static void in_ready(struct watch *watch, uint32_t events)
@@ -434,7 +337,7 @@ static void expire(void)
         if (now >= it->deadline && is_half_open(it))
             client_close(it);
         else if (now >= it->deadline)
-            refuse(it, HOST_UNREACHABLE);
+            refuse(it, SOCKS5_HOST_UNREACHABLE);
         else if (it->state == CONNECTING && it->next_attempt != 0 && now >= it->next_attempt) {
             failed(it, ETIMEDOUT);
             try_next(it);
