@@ -135,13 +135,14 @@ def assemble(config: MachineConfig, plugins: PluginManager, timeline: BootTimeli
     factory, choice = choose_backend(config, plugins)
     timeline.mark("backend")
     problems = _Problems()
+    provisioners = _make_provisioners(config, plugins, problems)
+    config = _with_drives(config, provisioners, problems)
     problems.add(_capability_problems(config, factory))
     platform = problems.attempt("backend_options", lambda: _platform(factory, config, plugins))
     devices = _make_devices(config, factory, plugins, problems)
     isolated = config.isolation is Isolation.PROCESS
     if isolated:
         problems.add(_isolation_problems(config, choice, plugins))
-    provisioners = _make_provisioners(config, plugins, problems)
     timeline.mark("plugins")
     boot = _boot_source(config, provisioners, problems)
     problems.add(plugins.check_config(config, choice.name))
@@ -398,6 +399,17 @@ def _make_provisioners(
         if factory is not None:
             made.append(factory.create())
     return tuple(made)
+
+
+def _with_drives(
+    config: MachineConfig, provisioners: tuple[Provisioner, ...], problems: _Problems
+) -> MachineConfig:
+    """The configuration with the drives that provisioners bring, behind the user's own."""
+    for provisioner in provisioners:
+        brought = problems.attempt("drives", partial(provisioner.drives, config))
+        if brought:
+            config = attrs.evolve(config, drives=(*config.drives, *brought))
+    return config
 
 
 def _boot_source(

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import attrs
 import trio
@@ -61,6 +61,8 @@ if TYPE_CHECKING:
     from microvm.plugins import PluginManager
 
 log = logging.getLogger("microvm")
+
+LinkT = TypeVar("LinkT", bound=GuestLink)
 
 OUTCOME_GRACE_S = 1.0
 """How long a command that lost its guest waits to learn how the machine ended. The agent's
@@ -451,6 +453,21 @@ class Machine:
             )
         return self._guest
 
+    def link(self, kind: type[LinkT]) -> LinkT:
+        """What a provisioner has made for this machine, by its class: a door to what it brings.
+
+        Raises:
+            ConfigError: the machine has no provisioner that makes such.
+        """
+        self._started()
+        for link in self._links:
+            if isinstance(link, kind):
+                return link
+        raise ConfigError(
+            f"This machine has no {kind.__name__}.",
+            remedy="Add the provisioner that makes it to MachineConfig.provisioners.",
+        )
+
     async def run(
         self,
         argv: Sequence[str],
@@ -654,6 +671,7 @@ class Machine:
         port: int | None = None,
         path: str | Path | None = None,
         guest_port: int | None = None,
+        login: tuple[str, str] | None = None,
     ) -> Forward:
         """Offer on the host a SOCKS5 proxy whose other end is the guest.
 
@@ -667,6 +685,8 @@ class Machine:
             path: In place of a port, where to make an AF_UNIX socket, mode 0600.
             guest_port: A SOCKS5 server of your own on the guest's loopback; the agent's if not
                 given.
+            login: A name and a password that clients must give (RFC 1929), so that other users
+                of this host can't use the port.
 
         Raises:
             ConfigError: it can't be listened at, or the guest's agent can't do it.
@@ -678,7 +698,7 @@ class Machine:
         begin = host_address(host, port, path, default_port=0)
         guest = await self.wait_ready()
         server = None if guest_port is None else TcpAddress(port=guest_port)
-        handle = await guest.socks5_handler(server)
+        handle = await guest.socks5_handler(server, login)
         return await self._forwards().on_host(begin, "the guest's SOCKS5 server", handle)
 
     async def connect_through(self, host: str, port: int) -> HalfCloseableStream:

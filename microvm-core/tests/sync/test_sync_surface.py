@@ -21,6 +21,7 @@ PAIRS = [
 RENAMED = {"aclose": "close"}
 FOR_THE_FRAMEWORK = {
     (Forward, "serve"),
+    (Machine, "link"),
     (microvm.abc.Guest, "socks5_handler"),
     (microvm.abc.Guest, "outbound_handler"),
 }

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from microvm.abc.channels import GuestChannels
     from microvm.abc.files import GuestFiles
     from microvm.abc.jobs import GuestJob, JobStatus
-    from microvm.config import BootSource, MachineConfig
+    from microvm.config import BootSource, DriveConfig, MachineConfig
     from microvm.forwards.addresses import TcpAddress, UnixAddress
     from microvm.forwards.forward import Handle
     from microvm.outbound import OutboundPolicy
@@ -216,7 +216,11 @@ class Guest(ABC):
         """
         raise _cannot_forward()
 
-    async def socks5_handler(self, server: TcpAddress | UnixAddress | None = None) -> Handle:
+    async def socks5_handler(
+        self,
+        server: TcpAddress | UnixAddress | None = None,
+        login: tuple[str, str] | None = None,
+    ) -> Handle:
         """What serves a SOCKS5 client by a server in the guest, once that is up.
 
         A client whose guest can't be reached any more is told so in SOCKS5's words. Optional, as
@@ -224,8 +228,10 @@ class Guest(ABC):
 
         Args:
             server: A server of the user's own in the guest, in place of the agent's.
+            login: A name and a password that a client must know.
 
         Raises:
+            ConfigError: `login` can't be said in SOCKS5.
             GuestError: the guest has no server to start, or it did not start.
             GuestGone: the machine or its agent has ended.
         """
@@ -267,6 +273,16 @@ class Provisioner(ABC):
             ImageError: an image is needed and has not been built; the remedy says how.
         """
         return None
+
+    def drives(self, config: MachineConfig) -> Sequence[DriveConfig]:
+        """Disks this provisioner brings, behind those that the configuration has. Optional.
+
+        Quick and on the trio thread: it finds images, it does not make them.
+
+        Raises:
+            ImageError: a disk is needed and has not been made; the remedy says how.
+        """
+        return ()
 
     def kernel_cmdline(self, config: MachineConfig) -> Sequence[str]:
         """Words this provisioner needs on the kernel's command line."""

@@ -132,7 +132,7 @@ static void write_resolv_conf(const struct interface *interfaces, int count)
             inet_ntop(AF_INET, &interfaces[i].lease.dns[k], address, sizeof address);
             used += (size_t)snprintf(text + used, sizeof text - used, "nameserver %s\n", address);
         }
-    if (used == 0)
+    if (used == 0 || !system_option("dns", 1))
         return;
     int fd = open("/etc/resolv.conf", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
     if (fd < 0 || write(fd, text, used) != (ssize_t)used)

@@ -10,7 +10,8 @@
 #include <stdbool.h>
 
 /* As process 1, when "/" is what it will be: begin, for the interfaces that the kernel's word
- * `microvm.dhcp=eth0,eth1` names; without it do nothing. */
+ * `microvm.dhcp=eth0,eth1` names; without it do nothing. With `microvm.dns=0` the name servers that
+ * come along are not taken. */
 void network_begin(void);
 
 /* Whether interfaces still wait for their addresses, and whoever needs them should. */

@@ -160,6 +160,11 @@ def compose(spec: DiskSpec, progress: Progress, layout: CacheLayout | None = Non
         progress.close()
 
 
+def composed(spec: DiskSpec, layout: CacheLayout | None = None) -> GuestDisk | None:
+    """The disk that `spec` describes, if it has been made; nothing is made or fetched now."""
+    return _present(spec, cache_layout() if layout is None else layout)
+
+
 def pointer_of(request: str) -> str:
     """The name of the pointer to the disk for a request, among those to images."""
     return f"disk-{request}"

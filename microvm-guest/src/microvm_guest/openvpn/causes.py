@@ -1,0 +1,112 @@
+"""Why an attempt failed, read from what OpenVPN logs while it fails. Pure.
+
+The management protocol says that a connection broke, and seldom why: ``tls-error`` is a wrong
+certificate, an expired one, or a firewall. The log says which. What is said last is often the least
+("TLS handshake failed"), so of all that an attempt's log gives away the most telling counts.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from microvm_guest.openvpn.states import VpnReason
+
+_R = VpnReason
+
+_SIGNS: Final = tuple(
+    (re.compile(pattern), reason)
+    for pattern, reason in (
+        (r"Cannot open TUN/TAP dev|Cannot ioctl TUNSETIFF|Cannot allocate TUN", _R.TUN_MISSING),
+        (r"VERIFY ERROR: depth=\d+, error=certificate has expired", _R.SERVER_CERTIFICATE_EXPIRED),
+        (r"VERIFY ERROR: depth=\d+, error=certificate is not yet valid",
+         _R.SERVER_CERTIFICATE_REFUSED),
+        (r"Your certificate has expired|alert certificate expired", _R.OWN_CERTIFICATE_EXPIRED),
+        (r"VERIFY (?:EKU|KU|X509NAME|nsCertType|CERTIFICATE-TYPE|CRL)? ?ERROR|VERIFY ERROR"
+         r"|certificate verify failed", _R.SERVER_CERTIFICATE_REFUSED),
+        (r"RESOLVE: Cannot resolve host address", _R.NAME_NOT_FOUND),
+        (r"TLS key negotiation failed to occur within|Connection refused|Network is unreachable"
+         r"|No route to host|Connection timed out|server_poll|recv_socks_reply"
+         r"|socks_handshake|SOCKS proxy returned", _R.SERVER_UNREACHABLE),
+        (r"TLS Error|TLS_ERROR|OpenSSL: error|tls-crypt unwrap error|Authenticate/Decrypt packet",
+         _R.TLS_FAILED),
+        (r"Options error", _R.BAD_CONFIG),
+    )
+)  # fmt: skip
+"""Most telling first. What the texts are, is OpenVPN's and OpenSSL's; one that changes costs a
+reason's exactness, not the state."""
+
+_RESTARTS: Final = {
+    "server_poll": _R.SERVER_UNREACHABLE,
+    "init_instance": _R.SERVER_UNREACHABLE,
+    "connection-reset": _R.SERVER_UNREACHABLE,
+    "ping-restart": _R.SERVER_UNREACHABLE,
+    "inactive": _R.SERVER_UNREACHABLE,
+    "tls-error": _R.TLS_FAILED,
+    "tls_error": _R.TLS_FAILED,
+    "auth-failure": _R.AUTH_FAILED,
+    "private-key-password-failure": _R.KEY_PASSPHRASE,
+    "server-pushed-connection-reset": _R.SERVER_ENDED,
+    "server-pushed-halt": _R.SERVER_ENDED,
+    "remote-exit": _R.SERVER_ENDED,
+}
+"""What stands behind RECONNECTING and EXITING in a state line (signal_text in OpenVPN's sources)."""
+
+REMEDIES: Final = {
+    _R.AUTH_FAILED: "Check the user name and the password; the server refused them.",
+    _R.CREDENTIALS_MISSING: "Give Credentials(username, password), or --auth-file FILE.",
+    _R.KEY_PASSPHRASE: "Give the private key's passphrase: Credentials(key_passphrase=...), or a "
+    "third line of the file.",
+    _R.CHALLENGE: "Give Credentials(answer=...), which is asked for one-time codes.",
+    _R.OWN_CERTIFICATE_EXPIRED: "Ask whoever runs the VPN for a new configuration.",
+    _R.SERVER_CERTIFICATE_EXPIRED: "Whoever runs the VPN has to renew it. Is this host's clock right?",
+    _R.SERVER_CERTIFICATE_REFUSED: "It is another server's, or the configuration is out of date: "
+    "ask whoever runs the VPN.",
+    _R.TLS_FAILED: "The configuration and the server don't fit together: is it the newest?",
+    _R.SERVER_UNREACHABLE: "Is the network up, and does it let the VPN's port through? Try the "
+    "server's TCP port, if it has one.",
+    _R.NAME_NOT_FOUND: "Is the network up? Check the name in the configuration's 'remote' line.",
+    _R.BAD_CONFIG: "Correct the configuration.",
+    _R.TUN_MISSING: "The guest's kernel needs CONFIG_TUN, and /dev/net/tun.",
+    _R.SERVER_ENDED: "The server has ended the session; connect again.",
+    _R.DAEMON_DIED: "Connect again; if it dies again, give the machine more memory.",
+    _R.PROTOCOL: "The guest's OpenVPN is not one that this microvm knows.",
+}
+
+SENTENCES: Final = {
+    _R.AUTH_FAILED: "The VPN server refused the user name or the password.",
+    _R.CREDENTIALS_MISSING: "The VPN wants a user name and a password.",
+    _R.KEY_PASSPHRASE: "The private key's passphrase is missing or wrong.",
+    _R.CHALLENGE: "The VPN server asks a question that nobody answered.",
+    _R.OWN_CERTIFICATE_EXPIRED: "The certificate in the configuration has expired.",
+    _R.SERVER_CERTIFICATE_EXPIRED: "The VPN server's certificate has expired.",
+    _R.SERVER_CERTIFICATE_REFUSED: "The VPN server's certificate is not the one expected.",
+    _R.TLS_FAILED: "The VPN server answers, but no secure connection came about.",
+    _R.SERVER_UNREACHABLE: "The VPN server does not answer.",
+    _R.NAME_NOT_FOUND: "The VPN server's name is not known.",
+    _R.BAD_CONFIG: "OpenVPN does not accept the configuration.",
+    _R.TUN_MISSING: "The guest can't make a tunnel interface.",
+    _R.SERVER_ENDED: "The VPN server has ended the session.",
+    _R.DAEMON_DIED: "OpenVPN has died in the guest.",
+    _R.PROTOCOL: "OpenVPN in the guest said something that can't be understood.",
+}
+
+
+def cause_in(text: str) -> VpnReason | None:
+    """What a line of the log gives away, if it does."""
+    return next((reason for sign, reason in _SIGNS if sign.search(text)), None)
+
+
+def cause_of_restart(detail: str) -> VpnReason | None:
+    """What the word behind RECONNECTING or EXITING means."""
+    return _RESTARTS.get(detail.partition(" ")[0])
+
+
+_RANK: Final = {reason: rank for rank, (_, reason) in enumerate(reversed(_SIGNS))}
+
+
+def more_telling(one: VpnReason | None, other: VpnReason | None) -> VpnReason | None:
+    """Which of two causes of the same failure says more."""
+    if one is None or other is None:
+        return one or other
+    return one if _RANK.get(one, 99) >= _RANK.get(other, 99) else other

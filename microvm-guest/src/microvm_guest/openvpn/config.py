@@ -1,0 +1,346 @@
+"""An OpenVPN client's configuration: read, held against the allow-list, files taken in.
+
+    config = read_config("client.ovpn")
+    config.remotes, config.wants_password, config.left_out
+
+Files that it names are read on this host, now, and travel inline; the guest has none of them. What
+is wrong is told all at once, by line and directive; of what stands in the lines only names of files
+are told, since the rest may be secret.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from microvm.config import ConfigProblem
+from microvm_guest.openvpn import directives, words
+from microvm_guest.openvpn.credentials import Credentials, parse_auth_file
+from microvm_guest.openvpn.errors import VpnConfigError
+
+MAX_CONFIG: Final = 1 << 20
+MAX_FILE: Final = 1 << 20
+MAX_LINE: Final = 255
+"""Of one that is not inline: OpenVPN cuts longer ones (OPTION_LINE_SIZE)."""
+MAX_REMOTES: Final = 64
+"""OpenVPN's CONNECTION_LIST_SIZE."""
+_OPENING: Final = re.compile(r"<([a-z0-9-]+)>")
+
+ReadFile = Callable[[str], bytes]
+
+
+@attrs.frozen(kw_only=True)
+class Remote:
+    """A server to be tried."""
+
+    host: str
+    port: int
+    proto: str
+
+
+@attrs.frozen(kw_only=True)
+class Directive:
+    """One line, or one block, of a configuration that is allowed."""
+
+    words: tuple[str, ...]
+    inline: str | None = attrs.field(default=None, repr=False)
+    """Of a block: its lines."""
+
+    @property
+    def name(self) -> str:
+        """The directive's own name."""
+        return self.words[0]
+
+
+@attrs.frozen(kw_only=True)
+class OpenVpnConfig:
+    """A configuration that may be given to the guest's OpenVPN."""
+
+    directives: tuple[Directive, ...] = attrs.field(repr=False)
+    remotes: tuple[Remote, ...]
+    wants_password: bool
+    """Whether a user name and a password are asked for."""
+    credentials: Credentials | None = attrs.field(default=None, repr=False)
+    """Those that it brings itself, in ``auth-user-pass``."""
+    left_out: tuple[str, ...] = ()
+    """What was passed over, and why; for a person."""
+
+
+@attrs.frozen
+class _Found:
+    line: int
+    words: tuple[str, ...]
+    inline: str | None = None
+
+
+def read_config(path: str | os.PathLike[str]) -> OpenVpnConfig:
+    """A configuration and the files that it names, which stand beside it.
+
+    Raises:
+        VpnConfigError: one can't be read, or it may not be used; every problem is listed.
+    """
+    place = Path(path)
+
+    def read(name: str) -> bytes:
+        with (place.parent / name).open("rb") as file:
+            return file.read(MAX_FILE + 1)
+
+    try:
+        with place.open("rb") as file:
+            raw = file.read(MAX_CONFIG + 1)
+    except OSError as error:
+        raise VpnConfigError(f"{place} can't be read: {error.strerror}.") from error
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise VpnConfigError(f"{place} is not a text in UTF-8.") from None
+    return parse_config(text, read, name=place.name)
+
+
+def parse_config(text: str, read_file: ReadFile, *, name: str = "config") -> OpenVpnConfig:
+    """The same of a text.
+
+    Args:
+        text: The configuration.
+        read_file: Gives a file that it names, at most one byte more than `MAX_FILE`.
+        name: What it is called in messages.
+
+    Raises:
+        VpnConfigError: it may not be used; every problem is listed.
+    """
+    return _Reader(read_file, name).read(text)
+
+
+class _Reader:
+    def __init__(self, read_file: ReadFile, name: str) -> None:
+        self._read_file = read_file
+        self._name = name
+        self._problems: list[ConfigProblem] = []
+        self._kept: list[Directive] = []
+        self._left_out: list[str] = []
+        self._remotes: list[tuple[str, str | None, str | None]] = []
+        self._defaults = {"port": "1194", "proto": "udp"}
+        self._wants_password = False
+        self._credentials: Credentials | None = None
+
+    def read(self, text: str) -> OpenVpnConfig:
+        if len(text) > MAX_CONFIG:
+            self._problem(1, f"The configuration has more than {MAX_CONFIG >> 20} MiB.")
+        else:
+            for found in self._lines(text, 1):
+                self._take(found)
+        remotes = self._checked_remotes()
+        names = {one.name for one in self._kept}
+        if not remotes and not self._problems:
+            self._problem(1, "There is no server in it: a line 'remote HOST PORT' is missing.")
+        if not names & {"ca", "pkcs12", "peer-fingerprint"} and not self._problems:
+            self._problem(1, "It does not say how to know the server: 'ca' is missing.")
+        if self._problems:
+            raise VpnConfigError(
+                f"{self._name} can't be used as an OpenVPN configuration:", problems=self._problems
+            )
+        return OpenVpnConfig(
+            directives=tuple(self._kept),
+            remotes=remotes,
+            wants_password=self._wants_password,
+            credentials=self._credentials,
+            left_out=tuple(dict.fromkeys(self._left_out)),
+        )
+
+    def _problem(self, line: int, message: str, remedy: str | None = None) -> None:
+        self._problems.append(ConfigProblem(f"{self._name} line {line}", message, remedy))
+
+    def _lines(self, text: str, first: int) -> Iterator[_Found]:
+        lines = iter(enumerate(text.splitlines(), first))
+        for number, line in lines:
+            opening = _OPENING.fullmatch(line.strip())
+            if opening is None:
+                if (found := self._split(number, line)) is not None:
+                    yield found
+                continue
+            tag, body = opening[1], []
+            for _, inner in lines:
+                if inner.strip() == f"</{tag}>":
+                    break
+                body.append(inner)
+            else:
+                self._problem(number, f"<{tag}> does not end.", f"Add a line </{tag}>.")
+                return
+            yield _Found(number, (tag,), "".join(f"{one}\n" for one in body))
+
+    def _split(self, number: int, line: str) -> _Found | None:
+        if "\0" in line:
+            self._problem(number, "There is a NUL in it.")
+            return None
+        try:
+            found = words.split(line)
+        except ValueError as error:
+            self._problem(number, f"The line can't be read: {error}.")
+            return None
+        if not found:
+            return None
+        if len(line.encode()) > MAX_LINE:
+            self._problem(number, f"The line has more than {MAX_LINE} bytes.")
+            return None
+        return _Found(number, (found[0].removeprefix("--"), *found[1:]))
+
+    def _take(self, found: _Found, within: bool = False) -> None:
+        name, line = found.words[0], found.line
+        if name == "setenv" and len(found.words) > 2 and found.words[1] == "opt":
+            # "setenv opt X": X, if this OpenVPN knows it.
+            if directives.refusal(found.words[2]) is not None:
+                self._left_out.append(f"{_shown(found.words[2])}: microvm does not know it")
+                return
+            self._take(attrs.evolve(found, words=found.words[2:]), within)
+            return
+        refused = directives.refusal(name)
+        if name in directives.INLINE and found.inline is not None:
+            refused = None
+        elif found.inline is not None and refused is None:
+            refused = "It can't be written as a block."
+        if refused is not None:
+            self._problem(line, f"{_shown(name)!r} is not allowed.", refused)
+        elif name in ("dev", "dev-type"):
+            self._device(found)
+        elif name in directives.LEFT_OUT:
+            self._left_out.append(f"{name}: {directives.LEFT_OUT[name]}")
+        elif name == "connection":
+            self._connection(found)
+        elif name == "auth-user-pass":
+            self._auth_user_pass(found)
+        elif name == "setenv":
+            self._setenv(found)
+        elif name in directives.FILES:
+            self._file(found)
+        else:
+            self._plain(found, within)
+
+    def _device(self, found: _Found) -> None:
+        kind = found.words[1] if len(found.words) > 1 else ""
+        if found.words[0] == "dev-type" and kind == "tun":
+            return
+        if found.words[0] == "dev" and not kind.startswith("tap"):
+            return
+        self._problem(found.line, f"{found.words[0]!r} asks for tap.", directives.NEEDED_TUN)
+
+    def _plain(self, found: _Found, within: bool) -> None:
+        name, values = found.words[0], found.words[1:]
+        if name == "remote":
+            if not values:
+                self._problem(found.line, "'remote' names no server.")
+                return
+            port, proto = (*values[1:3], None, None)[:2]
+            self._remotes.append((values[0], port, proto))
+        elif name in ("port", "rport", "proto") and values:
+            self._defaults["proto" if name == "proto" else "port"] = values[0]
+        elif name in ("server-poll-timeout", "connect-timeout") and within:
+            return
+        self._kept.append(Directive(words=found.words, inline=found.inline))
+
+    def _connection(self, found: _Found) -> None:
+        """A block of lines about one server: each is held against the list, and they are kept."""
+        assert found.inline is not None
+        outside = self._kept, dict(self._defaults)
+        self._kept = []
+        for line in self._lines(found.inline, found.line + 1):
+            if line.inline is not None or line.words[0] in (*directives.FILES, "auth-user-pass"):
+                self._problem(line.line, f"{_shown(line.words[0])!r} can't stand in <connection>.")
+            else:
+                self._take(line, within=True)
+        inner, self._kept = self._kept, outside[0]
+        if self._remotes:
+            host, port, proto = self._remotes[-1]
+            here = self._defaults
+            self._remotes[-1] = (host, port or here["port"], proto or here["proto"])
+        self._defaults = outside[1]
+        body = "".join(f"{words.join(one.words)}\n" for one in inner)
+        self._kept.append(Directive(words=("connection",), inline=body))
+
+    def _auth_user_pass(self, found: _Found) -> None:
+        self._wants_password = True
+        text = found.inline
+        if text is None and len(found.words) > 1:
+            raw = self._contents(found.line, "auth-user-pass", found.words[1])
+            text = None if raw is None else raw.decode("utf-8", "replace")
+        if text is not None:
+            try:
+                self._credentials = parse_auth_file(text)
+            except VpnConfigError as error:
+                self._problem(found.line, f"'auth-user-pass': {error.message}", error.remedy)
+
+    def _setenv(self, found: _Found) -> None:
+        variable = found.words[1] if len(found.words) > 1 else ""
+        if not variable.startswith(directives.SETENV):
+            self._problem(
+                found.line,
+                f"'setenv' of {_shown(variable)!r} is not allowed.",
+                f"Only {', '.join(directives.SETENV)} and what begins so may be set.",
+            )
+            return
+        self._kept.append(Directive(words=found.words))
+
+    def _file(self, found: _Found) -> None:
+        name = found.words[0]
+        if found.inline is not None:
+            self._kept.append(Directive(words=(name,), inline=found.inline))
+            return
+        if len(found.words) < 2:
+            self._problem(found.line, f"{name!r} names no file.")
+            return
+        if name == "crl-verify" and found.words[2:] == ("dir",):
+            self._problem(found.line, "'crl-verify' of a directory is not allowed.", "Give a file.")
+            return
+        raw = self._contents(found.line, name, found.words[1])
+        if raw is None:
+            return
+        if name in directives.BINARY:
+            text = base64.encodebytes(raw).decode()
+        else:
+            text = raw.decode("utf-8", "replace")
+        if f"</{name}>" in text:
+            self._problem(found.line, f"The file of {name!r} is not of its kind.")
+            return
+        body = text if text.endswith("\n") else f"{text}\n"
+        self._kept.append(Directive(words=(name,), inline=body))
+        if name == "tls-auth" and len(found.words) > 2:
+            self._kept.append(Directive(words=("key-direction", found.words[2])))
+
+    def _contents(self, line: int, name: str, path: str) -> bytes | None:
+        if path == "stdin":
+            self._problem(line, f"{name!r} can't be read from a terminal here.")
+            return None
+        try:
+            raw = self._read_file(path)
+        except OSError as error:
+            shown = path.encode("unicode_escape").decode()
+            self._problem(line, f"The file of {name!r} can't be read: {shown}: {error.strerror}.")
+            return None
+        if len(raw) > MAX_FILE:
+            self._problem(line, f"The file of {name!r} has more than {MAX_FILE >> 20} MiB.")
+            return None
+        return raw
+
+    def _checked_remotes(self) -> tuple[Remote, ...]:
+        remotes = []
+        for host, port, proto in self._remotes:
+            text = port or self._defaults["port"]
+            if not (text.isascii() and text.isdigit() and 0 < int(text[:6]) < 65536):
+                self._problem(1, "The port of a 'remote' is no number from 1 to 65535.")
+                continue
+            remotes.append(
+                Remote(host=host, port=int(text), proto=proto or self._defaults["proto"])
+            )
+        if len(remotes) > MAX_REMOTES:
+            self._problem(1, f"There are more than {MAX_REMOTES} servers in it.")
+        return tuple(remotes)
+
+
+def _shown(name: str) -> str:
+    """A directive's name as it may be told: a key's line in a wrong place is none."""
+    return name if re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,39}", name) else "(not a directive)"
