@@ -6,7 +6,7 @@ import pytest
 
 from microvm import ConfigError
 from microvm.cli._status_line import StatusLine
-from microvm.cli.socks5 import DEFAULT_LISTEN, parse_listen
+from microvm.cli.socks5 import DEFAULT_LISTEN, parse_listen, read_login
 from microvm.forwards import TcpAddress, UnixAddress
 
 
@@ -31,6 +31,19 @@ def test_where_to_listen_is_read(text, address):
 def test_what_is_no_place_is_told(text):
     with pytest.raises(ConfigError):
         parse_listen(text)
+
+
+def test_a_login_is_the_first_two_lines_of_a_file(tmp_path):
+    file = tmp_path / "login"
+    file.write_text("joe\nsésame\n")
+    assert read_login(str(file)) == ("joe", "sésame")
+    for wrong in ("", "joe", "joe\n", "\nsésame\n"):
+        file.write_text(wrong)
+        with pytest.raises(ConfigError, match="a name and a password") as caught:
+            read_login(str(file))
+        assert "sésame" not in str(caught.value)
+    with pytest.raises(ConfigError, match="can't be read"):
+        read_login(str(tmp_path / "missing"))
 
 
 class Terminal(io.StringIO):

@@ -391,11 +391,15 @@ class AgentClient(Guest):
             return await super().connect_to(address)
         return await forwarding.connect_to(self._channels, address)
 
-    async def socks5_handler(self, server: TcpAddress | UnixAddress | None = None) -> Handle:
+    async def socks5_handler(
+        self,
+        server: TcpAddress | UnixAddress | None = None,
+        login: tuple[str, str] | None = None,
+    ) -> Handle:
         """Serve SOCKS5 clients by a server in the guest; see `Guest.socks5_handler`."""
         if self._channels is None:
-            return await super().socks5_handler(server)
-        return await self._socks5().handler(server)
+            return await super().socks5_handler(server, login)
+        return await self._socks5().handler(server, login)
 
     async def connect_through(self, host: str, port: int) -> HalfCloseableStream:
         """Open a stream to what the guest can reach; see `Guest.connect_through`."""

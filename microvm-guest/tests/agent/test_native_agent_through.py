@@ -65,8 +65,8 @@ class Rig:
 
         self.opener = ForwardOpener(nursery, channels, ready, trio.lowlevel.checkpoint)
 
-    async def proxy(self, begin=None, server=None):
-        handle = await self.client.socks5_handler(server)
+    async def proxy(self, begin=None, server=None, login=None):
+        handle = await self.client.socks5_handler(server, login)
         return await self.opener.on_host(begin or TcpAddress(port=0), "the guest", handle)
 
 
@@ -294,6 +294,28 @@ async def test_curl_says_what_went_wrong(agent, path):
         done = await run(*words, "http://no-such-host.invalid/")
         assert done.returncode == 97
         assert b"(4)" in done.stderr
+
+
+@needs("curl")
+async def test_who_knows_the_password_is_served_and_nobody_else(agent, path, web):
+    login = ("joe", "sésame")
+    url = f"http://localhost:{web}/"
+    async with rigged(agent, path) as rig, await rig.proxy(login=login) as proxy:
+        words = ("curl", "-sS", "--socks5-hostname", str(proxy.address))
+        done = await run(*words, "--proxy-user", "joe:sésame", url)
+        assert (done.returncode, done.stdout == BODY) == (0, True), done.stderr
+        for wrong in (("--proxy-user", "joe:sesame"), ("--proxy-user", "jo:sésame"), ()):
+            assert (await run(*words, *wrong, url)).returncode == 97
+        dead = f"http://localhost:{unused_port()}/"
+        done = await run(*words, "--proxy-user", "joe:sésame", dead)
+        assert b"(5)" in done.stderr or b"refused" in done.stderr
+        rig.channels.gone = True
+        with trio.fail_after(10):
+            done = await run(*words, "--proxy-user", "joe:sésame", url)
+        assert b"(3)" in done.stderr, done.stderr
+    async with rigged(agent, path) as rig:
+        with pytest.raises(ConfigError, match="password has 1 to 255 bytes"):
+            await rig.proxy(login=("joe", ""))
 
 
 async def test_pysocks(agent, path, web):

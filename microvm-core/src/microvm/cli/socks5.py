@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from microvm.cli import EXIT_OWN_FAILURE
@@ -44,6 +45,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "chosen)",
     )
     parser.add_argument(
+        "--login-file",
+        metavar="FILE",
+        help="a file of two lines, a name and a password, that clients must give; without it every "
+        "user of this host can use a port",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print what happens, one JSON object a line"
     )
     parser.set_defaults(func=run)
@@ -68,6 +75,23 @@ def parse_listen(text: str) -> TcpAddress | UnixAddress:
         )
     host = match["v6"] or match["v4"] or "127.0.0.1"
     return TcpAddress(host=host, port=int(match["port"]))
+
+
+def read_login(path: str) -> tuple[str, str]:
+    """A name and a password, from a file's first two lines.
+
+    Raises:
+        ConfigError: it can't be read, or has something else.
+    """
+    from microvm.errors import ConfigError
+
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"--login-file {path} can't be read: {error}.") from error
+    if len(lines) < 2 or not lines[0] or not lines[1]:
+        raise ConfigError(f"--login-file {path} must have a name and a password, a line each.")
+    return lines[0], lines[1]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -107,6 +131,7 @@ def _run(args: argparse.Namespace) -> int:
     from microvm.cli._status_line import StatusLine
 
     listen = parse_listen(args.listen)
+    login = None if args.login_file is None else read_login(args.login_file)
     machine = Machine(_config(args))
     status = StatusLine(None if args.json else sys.stderr)
 
@@ -116,7 +141,7 @@ def _run(args: argparse.Namespace) -> int:
             if args.json:
                 choice = machine.backend
                 _tell("starting", backend=choice.name, reason=choice.reason)
-            async with await _open(machine, listen) as proxy, trio.open_nursery() as nursery:
+            async with await _open(machine, listen, login) as proxy, trio.open_nursery() as nursery:
                 status.clear()
                 _say_ready(args, machine, proxy)
                 nursery.start_soon(_watch, args, proxy, status)
@@ -135,12 +160,14 @@ def _run(args: argparse.Namespace) -> int:
     return EXIT_OWN_FAILURE
 
 
-async def _open(machine: Machine, listen: TcpAddress | UnixAddress) -> Forward:
+async def _open(
+    machine: Machine, listen: TcpAddress | UnixAddress, login: tuple[str, str] | None
+) -> Forward:
     from microvm.forwards import UnixAddress
 
     if isinstance(listen, UnixAddress):
-        return await machine.socks5(path=listen.path)
-    return await machine.socks5(host=listen.host, port=listen.port)
+        return await machine.socks5(path=listen.path, login=login)
+    return await machine.socks5(host=listen.host, port=listen.port, login=login)
 
 
 def _say_ready(args: argparse.Namespace, machine: Machine, proxy: Forward) -> None:

@@ -347,13 +347,16 @@ class Machine:
         port: int | None = None,
         path: str | Path | None = None,
         guest_port: int | None = None,
+        login: tuple[str, str] | None = None,
     ) -> Forward:
         """Offer on the host a SOCKS5 proxy whose other end is the guest.
 
         See `microvm.Machine.socks5`.
         """
         loop, machine = self._live()
-        work = partial(machine.socks5, host=host, port=port, path=path, guest_port=guest_port)
+        work = partial(
+            machine.socks5, host=host, port=port, path=path, guest_port=guest_port, login=login
+        )
         return Forward(loop, loop.call(work))
 
     def connect_through(self, host: str, port: int) -> socket.socket:

@@ -37,6 +37,11 @@ class ThroughGuestRefused(ThroughGuestFailed, GuestRefused):
     """Nobody listens at the destination."""
 
 
+def reply_of(error: BaseException) -> Reply:
+    """What a client is told of an error of `request`."""
+    return error.reply if isinstance(error, ThroughGuestFailed) else Reply.GENERAL_FAILURE
+
+
 async def request(stream: Stream, half: ClientHalf, destination: Destination) -> Destination:
     """Have the server at the other end of `stream` do what `half` asks; the stream then is that.
 

@@ -18,9 +18,9 @@ from microvm.forwards.carry import carry
 from microvm_guest.forwarding import connect_to
 from microvm_guest.protocol import RunFlag, RunRequest
 from microvm_guest.socks5.client_half import ClientHalf
-from microvm_guest.socks5.negotiate import hear, request
+from microvm_guest.socks5.negotiate import hear, reply_of, request
 from microvm_guest.socks5.server_half import ServerHalf
-from microvm_guest.socks5.wire import Destination, Reply
+from microvm_guest.socks5.wire import Command, Credentials, Destination, Reply
 
 if TYPE_CHECKING:
     from trio.abc import HalfCloseableStream
@@ -39,9 +39,10 @@ SERVER_PORT: Final = 1080
 """In the guest, on its loopback, where another one is taken if it is not free; and on vsock."""
 SERVER_UID: Final = 1080
 """The user that the guest's server is. Nobody else should be."""
-TELL_WITHIN_S: Final = 10.0
-"""For a client that is only to be told that there is no way."""
+ASK_WITHIN_S: Final = 10.0
+"""For a client that we answer ourselves to say what it wants."""
 MAX_LINE: Final = 200
+_CONNECT: Final = frozenset({Command.CONNECT})
 
 
 class GuestSocks5:
@@ -72,10 +73,35 @@ class GuestSocks5:
             raise
         return stream
 
-    async def handler(self, server: GuestAddress | None) -> Handle:
+    async def handler(
+        self, server: GuestAddress | None, login: tuple[str, str] | None = None
+    ) -> Handle:
         """As `Guest.socks5_handler`."""
+        credentials = None if login is None else Credentials(*login)
         if server is None:
             await self._running()
+
+        async def check(stream: HalfCloseableStream) -> None:
+            half = ServerHalf(_CONNECT, credentials)
+            asked = None
+            with trio.move_on_after(ASK_WITHIN_S):
+                asked = await hear(stream, half)
+            if asked is None:
+                return
+            try:
+                other = await self._open(server)
+            except MicrovmError:
+                await stream.send_all(half.reply(Reply.NETWORK_UNREACHABLE))
+                raise
+            try:
+                bound = await request(other, ClientHalf(asked.destination), asked.destination)
+            except BaseException as error:
+                await trio.aclose_forcefully(other)
+                if isinstance(error, (MicrovmError, trio.BrokenResourceError)):
+                    await stream.send_all(half.reply(reply_of(error)))
+                raise
+            await stream.send_all(half.reply(Reply.SUCCEEDED, bound))
+            await carry(stream, other)
 
         async def handle(stream: HalfCloseableStream) -> None:
             try:
@@ -85,7 +111,13 @@ class GuestSocks5:
                 raise
             await carry(stream, other)
 
-        return handle
+        async def check_and_handle(stream: HalfCloseableStream) -> None:
+            try:
+                await check(stream)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return  # the client has gone
+
+        return handle if credentials is None else check_and_handle
 
     async def _open(self, server: GuestAddress | None) -> HalfCloseableStream:
         """A stream to the server. One that has died is started again."""
@@ -154,7 +186,7 @@ async def _tell_no_way(stream: HalfCloseableStream) -> None:
     """Answer a client whose guest can't be reached, in its own protocol."""
     half = ServerHalf()
     try:
-        with trio.move_on_after(TELL_WITHIN_S):
+        with trio.move_on_after(ASK_WITHIN_S):
             if await hear(stream, half) is not None:
                 await stream.send_all(half.reply(Reply.NETWORK_UNREACHABLE))
     except trio.BrokenResourceError:
