@@ -268,6 +268,23 @@ async def test_a_guest_that_heeds_nothing_is_ended(tmp_path):
 
 
 @in_no_time
+async def test_a_button_that_can_not_be_pressed_is_not_waited_for_as_a_guest_is(tmp_path):
+    """A worker process that does not listen."""
+
+    class Jammed(ScriptedMachine):
+        async def press_power_button(self) -> None:
+            await trio.sleep_forever()
+
+    rig = Rig(tmp_path, **WITH_BUTTON)
+    rig.platform.machine_class = Jammed
+    async with rig.machine as machine:
+        begin = trio.current_time()
+        outcome = await machine.stop()
+        assert trio.current_time() - begin == pytest.approx(0.5)
+    assert outcome.reason is OutcomeReason.STOPPED
+
+
+@in_no_time
 async def test_nobody_presses_a_button_that_a_backend_does_not_declare(tmp_path):
     rig = Rig(tmp_path)
     async with rig.machine as machine:

@@ -74,6 +74,9 @@ STOP_GRACE_S = 3.0
 BUTTON_GRACE_S = 5.0
 """How long `stop` then gives a guest whose power button was pressed: its init does all there is."""
 
+PRESS_WITHIN_S = 0.5
+"""How long the pressing itself may take: a worker that does not listen can't press."""
+
 NOTICE_WITHIN_S = 1.0
 """How long a pause waits for the guest to prepare for it, and `resume` for clocks to be set."""
 
@@ -820,9 +823,12 @@ class Machine:
 
     async def _press_button(self, running: RunningMachine) -> None:
         try:
-            await running.press_power_button()
+            with trio.move_on_after(PRESS_WITHIN_S) as bound:
+                await running.press_power_button()
         except MicrovmError as error:
             log.warning("The power button could not be pressed: %s", error)
+            return
+        if bound.cancelled_caught:
             return
         self._guest_agreed = True
         await self._ended.wait()
