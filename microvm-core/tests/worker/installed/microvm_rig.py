@@ -142,7 +142,7 @@ async def litters(machine):
 async def forks(machine):
     """Leaves a child that holds all that this process has open."""
     if os.fork() == 0:
-        time.sleep(5)  # noqa: ASYNC251 - no loop runs in a fork
+        time.sleep(30)  # noqa: ASYNC251 - no loop runs in a fork
         os._exit(0)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -199,6 +199,14 @@ class RigMachine(ScriptedMachine):
     async def resume(self):
         await super().resume()
         self.say(f"paused {self.paused}")
+
+    async def press_power_button(self):
+        await super().press_power_button()
+        self.say("pressed")
+        self.end(PRESSED)
+
+
+PRESSED = MachineOutcome(reason=OutcomeReason.POWERED_OFF, detail="Its button was pressed.")
 
 
 class RigPlatform(ScriptedPlatform):
@@ -271,7 +279,8 @@ class backend:
         return BackendFactory(
             name="rig",
             summary="scripted machines that a worker process can find",
-            capabilities=frozenset(Capability),
+            # with a button, every test of `stop` would wait for a guest that does not heed it
+            capabilities=frozenset(Capability) - {Capability.POWER_BUTTON},
             probe=lambda options: ProbeReport(backend="rig", usable=True, reason="It is a script."),
             create=make_platform,
         )
