@@ -432,7 +432,11 @@ class AgentClient(Guest):
         """
         await self._outbox.room()
         process = self._start(request)
-        await process.started.wait()
+        try:
+            await process.started.wait()
+        except BaseException:
+            process.release()
+            raise
         return process
 
     def listen_at(

@@ -41,6 +41,7 @@ SERVER_UID: Final = 1080
 """The user that the guest's server is. Nobody else should be."""
 ASK_WITHIN_S: Final = 10.0
 """For a client that we answer ourselves to say what it wants."""
+DEATH_KNOWN_WITHIN_S: Final = 1.0
 MAX_LINE: Final = 200
 _CONNECT: Final = frozenset({Command.CONNECT})
 
@@ -126,23 +127,27 @@ class GuestSocks5:
         try:
             return await self._connect_to(await self._running())
         except GuestRefused:
-            return await self._connect_to(await self._running(again=True))
+            if not await self._has_died():
+                raise
+            return await self._connect_to(await self._running())
+
+    async def _has_died(self) -> bool:
+        """Whether the server that has just refused is no more. Its end may be on its way to us."""
+        process = self._process
+        if process is None:
+            return False
+        with trio.move_on_after(DEATH_KNOWN_WITHIN_S):
+            await process.wait()
+        return process.ended
 
     async def _connect_to(self, at: VsockAddress | TcpAddress) -> HalfCloseableStream:
         if isinstance(at, VsockAddress):
             return await self._channels.connect(at.port)
         return await connect_to(self._channels, at)
 
-    async def _running(self, *, again: bool = False) -> VsockAddress | TcpAddress:
-        """Where the server listens; it is started if it does not run.
-
-        Args:
-            again: It was refused there, and may have died so lately that nobody knows.
-        """
+    async def _running(self) -> VsockAddress | TcpAddress:
+        """Where the server listens; it is started if it does not run."""
         async with self._one_start:
-            if again and self._process is not None:
-                with trio.move_on_after(1.0):
-                    await self._process.wait()
             if self._process is None or self._process.ended or self._at is None:
                 self._at = await self._start()
             return self._at
