@@ -36,9 +36,16 @@ class Association:
     Args:
         policy: What it may reach.
         datagrams: To the agent, from `datagrams_at`.
+        lookups: How many names may be resolved at once.
     """
 
-    def __init__(self, policy: OutboundPolicy, datagrams: HalfCloseableStream) -> None:
+    def __init__(
+        self,
+        policy: OutboundPolicy,
+        datagrams: HalfCloseableStream,
+        lookups: trio.CapacityLimiter,
+    ) -> None:
+        self._lookups = lookups
         self._policy = policy
         self._datagrams = datagrams
         self._places: dict[Destination, Place | None] = {}
@@ -99,7 +106,9 @@ class Association:
             return self._places[destination]
         try:
             with trio.fail_after(self._policy.connect_within_s):
-                found = await find_places(self._policy, destination, socket.SOCK_DGRAM)
+                found = await find_places(
+                    self._policy, destination, socket.SOCK_DGRAM, self._lookups
+                )
         except (OutboundRefused, trio.TooSlowError) as error:
             place = None
             log.info("datagrams to %s refused: %s", destination, error)

@@ -22,9 +22,8 @@ MAX_ADDRESSES: Final = 16
 NEXT_ATTEMPT_S: Final = 0.25
 """RFC 8305, 5: how long one address has before the next is tried beside it."""
 MAX_LOOKUPS: Final = 8
-"""Names that are resolved at once, for all guests: each is a thread for as long as it takes."""
-
-_lookups = trio.CapacityLimiter(MAX_LOOKUPS)
+"""Names that are resolved at once for one guest: each is a thread for as long as it takes, also
+when nobody waits for it any more."""
 
 _REPLIES: Final = {
     errno.ECONNREFUSED: Reply.CONNECTION_REFUSED,
@@ -75,9 +74,18 @@ def reply_for(error: OSError) -> Reply:
 
 
 async def find_places(
-    policy: OutboundPolicy, destination: Destination, kind: socket.SocketKind
+    policy: OutboundPolicy,
+    destination: Destination,
+    kind: socket.SocketKind,
+    lookups: trio.CapacityLimiter,
 ) -> list[Place]:
     """Resolve a destination, once, and keep the addresses that the policy allows.
+
+    Args:
+        policy: What may be reached.
+        destination: What is asked for.
+        kind: TCP's or UDP's kind of socket.
+        lookups: The guest's own, of `MAX_LOOKUPS`.
 
     Raises:
         OutboundRefused: there are none.
@@ -89,7 +97,7 @@ async def find_places(
         found = await trio.to_thread.run_sync(
             lambda: socket.getaddrinfo(host, port, type=kind),
             abandon_on_cancel=True,
-            limiter=_lookups,
+            limiter=lookups,
         )
     except (OSError, UnicodeError) as error:
         raise OutboundRefused(Reply.HOST_UNREACHABLE, f"not resolved: {error}") from error

@@ -19,7 +19,12 @@ from microvm.forwards.addresses import LOOPBACK, TcpAddress
 from microvm.forwards.carry import carry
 from microvm_guest.forwarding import datagrams_at
 from microvm_guest.socks5.association import Association
-from microvm_guest.socks5.connector import OutboundRefused, connect_first, find_places
+from microvm_guest.socks5.connector import (
+    MAX_LOOKUPS,
+    OutboundRefused,
+    connect_first,
+    find_places,
+)
 from microvm_guest.socks5.negotiate import hear
 from microvm_guest.socks5.server_half import ServerHalf
 from microvm_guest.socks5.wire import Command, Destination, Reply
@@ -49,6 +54,7 @@ class OutboundProxy:
         self._commands = frozenset(
             {Command.CONNECT, Command.UDP_ASSOCIATE} if policy.udp else {Command.CONNECT}
         )
+        self._lookups = trio.CapacityLimiter(MAX_LOOKUPS)
         self._handshakes: dict[trio.CancelScope, None] = {}
         self._connections = 0
         self._associations = 0
@@ -106,7 +112,7 @@ class OutboundProxy:
 
         try:
             with trio.fail_after(self._policy.connect_within_s):
-                places = await find_places(self._policy, destination, SOCK_STREAM)
+                places = await find_places(self._policy, destination, SOCK_STREAM, self._lookups)
                 out, place = await connect_first(places)
         except trio.TooSlowError as error:
             raise OutboundRefused(Reply.HOST_UNREACHABLE, "no answer in time") from error
@@ -126,7 +132,7 @@ class OutboundProxy:
                 raise OutboundRefused(Reply.GENERAL_FAILURE, error.message) from error
             async with datagrams:
                 await stream.send_all(half.reply(Reply.SUCCEEDED, Destination(LOOPBACK, port)))
-                await Association(self._policy, datagrams).run(stream)
+                await Association(self._policy, datagrams, self._lookups).run(stream)
         finally:
             self._associations -= 1
 
