@@ -1,0 +1,351 @@
+"""What one run of the daemon comes to: from its messages, a status and what to answer. Pure.
+
+    for message in parser.feed(data):
+        for step in session.take(message, now):
+            match step: ...
+
+A step is something for the shell around it to do: bytes to send, a question to put to a person, a
+name to resolve, the way to open. The session decides; it never waits.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import attrs
+
+from microvm_guest.openvpn import management as m
+from microvm_guest.openvpn.causes import REMEDIES, SENTENCES, cause_in, cause_of_restart, more_telling
+from microvm_guest.openvpn.credentials import Challenge, Credentials
+from microvm_guest.openvpn.errors import VpnFailed
+from microvm_guest.openvpn.states import ENDED, VpnReason, VpnState, after
+from microvm_guest.openvpn.status import VpnStatus
+
+MAX_HOLD_S: Final = 30
+MAX_SAID: Final = 300
+"""Characters of the other side's words that a status quotes."""
+
+
+@attrs.frozen
+class Send:
+    """Tell the daemon."""
+
+    data: bytes = attrs.field(repr=False)
+
+
+@attrs.frozen
+class Ask:
+    """Put a challenge to the user, and give the answer to `Session.answered`."""
+
+    challenge: Challenge
+
+
+@attrs.frozen
+class Wait:
+    """Let this time pass, or be told not to, then send ``hold release``."""
+
+    seconds: int
+
+
+@attrs.frozen
+class FindWay:
+    """Answer ``>REMOTE``: resolve it and see that the guest can get there."""
+
+    host: str
+    port: int
+    proto: str
+
+
+@attrs.frozen
+class OpenWay:
+    """The tunnel is up: let the SOCKS5 server out, then say so by `Session.way_is_open`."""
+
+    dns: tuple[str, ...]
+    ipv6: bool
+
+
+@attrs.frozen
+class ShutWay:
+    """The tunnel is down."""
+
+
+@attrs.frozen
+class Tell:
+    """The status has changed."""
+
+
+@attrs.frozen
+class Log:
+    """For whoever reads the log."""
+
+    flags: str
+    text: str
+
+
+Step = Send | Ask | Wait | FindWay | OpenWay | ShutWay | Tell | Log
+
+_TERMINATE: Final = Send(m.command("signal", "SIGTERM"))
+
+
+class Session:
+    """One run of the daemon.
+
+    Args:
+        credentials: What the user knows.
+        remotes: How many servers the configuration has: an attempt is over when each was tried.
+        dns: Name servers of the user's choice, in place of those that the VPN pushes.
+    """
+
+    def __init__(self, credentials: Credentials, remotes: int, dns: tuple[str, ...] = ()) -> None:
+        self.status = VpnStatus(state=VpnState.CONNECTING)
+        self._credentials = credentials
+        self._remotes = remotes
+        self._own_dns = dns
+        self._failed_attempts = 0
+        self._cause: VpnReason | None = None
+        self._standing: VpnReason | None = None
+        """What is so whatever the attempt: our own certificate's end."""
+        self._said = ""
+        self._waiting: m.NeedPassword | None = None
+        self._dynamic: m.DynamicChallenge | None = None
+        self._asking: Challenge | None = None
+        self._pushed_dns: tuple[str, ...] = ()
+        self._up = False
+
+    # --- what the daemon says -------------------------------------------------------------
+
+    def begin(self) -> list[Step]:
+        """What to say first."""
+        words = (("log", "on"), ("state", "on"), ("bytecount", "5"))
+        return [Send(m.command(*one)) for one in words]
+
+    def take(self, message: m.Message, now: float) -> list[Step]:
+        """What follows from a message, at this time (seconds since 1970)."""
+        if self.status.state in ENDED:
+            return []
+        match message:
+            case m.StateLine():
+                return self._state(message, now)
+            case m.Hold(wait_s=seconds):
+                return [Wait(min(seconds, MAX_HOLD_S) if self._attempted else 0)]
+            case m.Remote(host=host, port=port, proto=proto):
+                return self._remote(host, port, proto)
+            case m.NeedPassword():
+                return self._need(message, now)
+            case m.VerificationFailed():
+                return self._refused(message, now)
+            case m.LogText(flags=flags, text=text):
+                return self._log(flags, text)
+            case m.ByteCount(received=received, sent=sent):
+                self.status = attrs.evolve(self.status, received_bytes=received, sent_bytes=sent)
+            case m.UpDown(up=up, env=env):
+                self._pushed_dns = pushed_dns(env) if up else ()
+            case m.Fatal(text=text):
+                self._cause = more_telling(self._cause, cause_in(text))
+                self._said = text
+            case m.InfoText(text=text) if text.startswith(("WEB_AUTH:", "OPEN_URL:", "CR_TEXT:")):
+                said = "The server wants a login in a browser, which is not supported."
+                return self._fail(VpnReason.CHALLENGE, said, now)
+            case m.NeedOk():
+                return self._fail(VpnReason.BAD_CONFIG, message.text, now)
+            case _:
+                pass
+        return []
+
+    @property
+    def _attempted(self) -> bool:
+        return self._failed_attempts > 0 or self.status.connects > 0
+
+    def _state(self, line: m.StateLine, now: float) -> list[Step]:
+        was, state = self.status.state, after(self.status.state, line.name)
+        steps: list[Step] = []
+        if line.name in ("RECONNECTING", "EXITING"):
+            restart = cause_of_restart(line.detail)
+            if restart is VpnReason.SERVER_ENDED and not self.status.connects:
+                restart = VpnReason.AUTH_FAILED
+            self._cause = more_telling(self._cause, restart)
+            if self._up or was is VpnState.CONNECTED:
+                self._up = False
+                steps.append(ShutWay())
+        told_to = line.detail.startswith("SIGUSR1") or self._dynamic is not None
+        if line.name == "RECONNECTING" and was is not VpnState.CONNECTED and not told_to:
+            self._failed_attempts += 1
+            if not self.status.connects and self._failed_attempts >= self._remotes:
+                reason = self._why() or VpnReason.SERVER_UNREACHABLE
+                return [*steps, *self._fail(reason, "", now)]
+        if line.name == "CONNECTED":
+            self._up = True
+            self._failed_attempts = 0
+            self._cause = None
+            self._said = ""
+            local_ip6 = line.local_ip6 or None
+            self.status = attrs.evolve(
+                self.status,
+                local_ip=line.local_ip or None,
+                local_ip6=local_ip6,
+                server=f"{line.remote_ip}:{line.remote_port}",
+                dns=self._own_dns or self._pushed_dns,
+            )
+            return [OpenWay(self.status.dns, local_ip6 is not None)]
+        if state is not was or line.name == "RECONNECTING":
+            reason = self._why() if state is VpnState.RECONNECTING else None
+            self._enter(state, reason, SENTENCES[reason] if reason else "", now)
+            steps.append(Tell())
+        return steps
+
+    def way_is_open(self, now: float) -> list[Step]:
+        """`OpenWay` has been done."""
+        if not self._up or self.status.state in (*ENDED, VpnState.EXITING):
+            return [ShutWay()]
+        self.status = attrs.evolve(self.status, connects=self.status.connects + 1)
+        self._enter(VpnState.CONNECTED, None, "", now)
+        return [Tell()]
+
+    def _enter(self, state: VpnState, reason: VpnReason | None, detail: str, now: float) -> None:
+        gone: dict[str, object] = {}
+        if state is not VpnState.CONNECTED:
+            gone = {"local_ip": None, "local_ip6": None, "dns": ()}
+        self.status = attrs.evolve(
+            self.status,
+            state=state,
+            reason=reason,
+            detail=detail,
+            since=now if state is not self.status.state else self.status.since,
+            **gone,
+        )
+
+    def _why(self) -> VpnReason | None:
+        return more_telling(self._standing, self._cause) if self._cause else self._standing
+
+    def _log(self, flags: str, text: str) -> list[Step]:
+        if "Your certificate has expired" in text:
+            self._standing = VpnReason.OWN_CERTIFICATE_EXPIRED
+        else:
+            self._cause = more_telling(self._cause, cause_in(text))
+        if "auth-token" in text or text.startswith("MANAGEMENT:"):
+            return []  # the one may be a secret, the other is what we have said
+        return [Log(flags, text)]
+
+    def _remote(self, host: str, port: int, proto: str) -> list[Step]:
+        if self.status.state is not VpnState.CONNECTED:
+            self._cause = None
+        self.status = attrs.evolve(self.status, server=f"{host}:{port}")
+        return [FindWay(host, port, proto), Tell()]
+
+    # --- secrets --------------------------------------------------------------------------
+
+    def _need(self, need: m.NeedPassword, now: float) -> list[Step]:
+        known = self._credentials
+        if need.realm == "Private Key":
+            if known.key_passphrase is None:
+                return self._fail(VpnReason.KEY_PASSPHRASE, "", now)
+            return [Send(m.password(need.realm, known.key_passphrase))]
+        if need.realm != "Auth":
+            return self._fail(VpnReason.CREDENTIALS_MISSING, f"It asks for {need.realm!r}.", now)
+        if known.username is None or known.password is None:
+            return self._fail(VpnReason.CREDENTIALS_MISSING, "", now)
+        dynamic = self._dynamic
+        if dynamic is not None and not dynamic.wants_answer:
+            self._dynamic = None
+            return self._credentials_of(m.dynamic_response(dynamic, ""), dynamic.username)
+        text = dynamic.text if dynamic is not None else need.challenge
+        if text is None:
+            return self._credentials_of(known.password)
+        if known.answer is None:
+            return self._fail(VpnReason.CHALLENGE, f"It asks: {text[:MAX_SAID]}", now)
+        self._waiting = need
+        echo = dynamic.echo if dynamic is not None else need.echo
+        self._asking = Challenge(text=text, echo=echo)
+        return [Ask(self._asking)]
+
+    def answered(self, challenge: Challenge, answer: str) -> list[Step]:
+        """The user has answered; too late, if the daemon asks something else by now."""
+        if challenge is not self._asking:
+            return []
+        self._asking = None
+        dynamic, self._dynamic = self._dynamic, None
+        if dynamic is not None:
+            return self._credentials_of(m.dynamic_response(dynamic, answer), dynamic.username)
+        assert self._credentials.password is not None
+        return self._credentials_of(m.static_response(self._credentials.password, answer))
+
+    def _credentials_of(self, secret: str, name: str | None = None) -> list[Step]:
+        name = name or self._credentials.username
+        assert name is not None
+        return [Send(m.username("Auth", name)), Send(m.password("Auth", secret))]
+
+    def _refused(self, failed: m.VerificationFailed, now: float) -> list[Step]:
+        if failed.challenge is not None:
+            self._dynamic = failed.challenge
+            if self._credentials.answer is None and failed.challenge.wants_answer:
+                asked = f"It asks: {failed.challenge.text[:MAX_SAID]}"
+                return self._fail(VpnReason.CHALLENGE, asked, now)
+            return []
+        if failed.realm == "Private Key":
+            return self._fail(VpnReason.KEY_PASSPHRASE, "", now)
+        return self._fail(VpnReason.AUTH_FAILED, failed.said, now)
+
+    # --- ends -----------------------------------------------------------------------------
+
+    def _fail(self, reason: VpnReason, said: str, now: float) -> list[Step]:
+        text = SENTENCES[reason] + (f" {said[:MAX_SAID]}" if said else "")
+        was_up, self._up = self._up, False
+        self._enter(VpnState.FAILED, reason, text, now)
+        steps: list[Step] = [ShutWay()] if was_up else []
+        return [*steps, _TERMINATE, Tell()]
+
+    def name_not_found(self, now: float) -> list[Step]:
+        """`FindWay` could not resolve the name: one more attempt that failed."""
+        self._failed_attempts += 1
+        if not self.status.connects and self._failed_attempts >= self._remotes:
+            return self._fail(VpnReason.NAME_NOT_FOUND, "", now)
+        self._cause = VpnReason.NAME_NOT_FOUND
+        self._enter(self.status.state, VpnReason.NAME_NOT_FOUND, SENTENCES[self._cause], now)
+        return [Tell()]
+
+    def broke(self, error: str, now: float) -> list[Step]:
+        """What it said can't be understood, or the guest can't do what is needed."""
+        return self._fail(VpnReason.PROTOCOL, error, now)
+
+    def ended(self, printed: str, now: float, *, asked: bool) -> list[Step]:
+        """The daemon is gone.
+
+        Args:
+            printed: The last that it has printed.
+            now: Seconds since 1970.
+            asked: Whether it was told to end.
+        """
+        if self.status.state in ENDED:
+            return []
+        was_up, self._up = self._up, False
+        if asked:
+            self._enter(VpnState.STOPPED, None, "", now)
+        else:
+            reason = self._why() or cause_in(printed) or VpnReason.DAEMON_DIED
+            if self.status.state is VpnState.CONNECTED:
+                reason = VpnReason.DAEMON_DIED
+            said = self._said or (printed if reason is VpnReason.BAD_CONFIG else "")
+            text = SENTENCES[reason] + (f" {said[:MAX_SAID]}" if said else "")
+            self._enter(VpnState.FAILED, reason, text, now)
+        return [*([ShutWay()] if was_up else []), Tell()]
+
+    def error(self) -> VpnFailed:
+        """The failure, to be raised."""
+        reason = self.status.reason or VpnReason.DAEMON_DIED
+        return VpnFailed(self.status.detail, reason=reason, remedy=REMEDIES[reason])
+
+
+def pushed_dns(env: object) -> tuple[str, ...]:
+    """Name servers among what the server has pushed: ``dhcp-option DNS`` and 2.6's ``dns``."""
+    assert isinstance(env, dict)
+    found: dict[str, None] = {}
+    for name in sorted(env):
+        words = env[name].split()
+        if name.startswith("foreign_option_") and words[:2] in (
+            ["dhcp-option", "DNS"],
+            ["dhcp-option", "DNS6"],
+        ):
+            found.update(dict.fromkeys(words[2:3]))
+        elif name.startswith("dns_server_") and "_address" in name:
+            found[env[name].strip("[]")] = None
+    return tuple(found)

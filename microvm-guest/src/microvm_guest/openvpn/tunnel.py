@@ -1,0 +1,452 @@
+"""`OpenVpnTunnel`: the daemon in the guest, started, watched, told what to do, and ended.
+
+The thin shell around `session`, which decides. The daemon reads its configuration from its standard
+input and dials our management socket in the guest, which no other than root can reach; both are
+streams through the agent, so that nothing secret is in a file, on a command line or in a log.
+Whatever it takes long to answer (a person's code, a name to resolve, a route) is done beside the
+reading, so that a flood or a silence of the daemon's holds up nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Final
+from weakref import WeakSet
+
+import attrs
+import trio
+
+from microvm.errors import ConfigError, GuestError, MicrovmError
+from microvm.forwards.addresses import LOOPBACK, TcpAddress, UnixAddress
+from microvm_guest._tasks import serving
+from microvm_guest.openvpn import session as s
+from microvm_guest.openvpn.config import OpenVpnConfig, read_config
+from microvm_guest.openvpn.credentials import Challenge, Credentials
+from microvm_guest.openvpn.effective import MANAGEMENT, effective_config
+from microvm_guest.openvpn.errors import ManagementError, VpnFailed
+from microvm_guest.openvpn.management import ManagementParser, command
+from microvm_guest.openvpn.places import Places
+from microvm_guest.openvpn.states import ENDED, VpnReason, VpnState
+from microvm_guest.openvpn.status import EventFeed, LogBudget, LogLine, StateChanged, VpnStatus
+from microvm_guest.ports import VPN_PORT
+from microvm_guest.provisioners.openvpn import OpenVpnLink, numeric
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from trio.abc import HalfCloseableStream, ReceiveStream
+
+    from microvm import Machine
+    from microvm.abc import Guest, GuestProcess
+
+log = logging.getLogger("microvm.vpn")
+
+OUTBOUND_PORT: Final = 1082
+"""On the guest's loopback: the way to the VPN's server, in a guest without a network."""
+TERM_WITHIN_S: Final = 3.0
+"""For the daemon to say goodbye to its server."""
+RETRY_NAME_S: Final = 5.0
+RECEIVE: Final = 32 * 1024
+TAIL_LINES: Final = 20
+MAX_PRINTED: Final = 400
+
+
+class OpenVpnTunnel:
+    """A VPN of a machine's, as an async context manager; with it ends the daemon.
+
+    While it is up, and only then, `Machine.socks5` and `Machine.connect_through` lead through it.
+
+    Args:
+        machine: One with the provisioner `openvpn`; see `vpn_machine`.
+        config: What to start at once when the block is entered; `start` does it later.
+        credentials: What the user knows.
+        dns: Name servers to be asked, through the tunnel, in place of those that the VPN names.
+        outbound: Whether the VPN's server is reached by the host's network in place of the guest's
+            own; if not said, where the guest has none.
+
+    Raises (on entry, as `start`):
+        VpnConfigError: the configuration can't be used.
+        ConfigError: the machine has no provisioner `openvpn`, or a tunnel already.
+        GuestError: the guest has no OpenVPN.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        config: OpenVpnConfig | str | os.PathLike[str] | None = None,
+        credentials: Credentials | None = None,
+        *,
+        dns: Sequence[str] = (),
+        outbound: bool | None = None,
+    ) -> None:
+        self._machine = machine
+        self._config = config
+        self._credentials = credentials
+        self._dns = tuple(dns)
+        if len(numeric(self._dns)) != len(self._dns):
+            raise ConfigError("A VPN's name servers are given by address.", remedy="dns=('9.9.9.9',)")
+        self._outbound = outbound if outbound is not None else not machine.config.nets
+        self._scope: AbstractAsyncContextManager[trio.Nursery] | None = None
+        self._nursery: trio.Nursery | None = None
+        self._run: _Run | None = None
+        self._status = VpnStatus()
+        self._error: VpnFailed | None = None
+        self._changed = trio.Event()
+        self._feeds: WeakSet[EventFeed] = WeakSet()
+
+    async def __aenter__(self) -> OpenVpnTunnel:
+        self._scope = serving()
+        self._nursery = await self._scope.__aenter__()
+        try:
+            if self._config is not None:
+                await self.start(self._config, self._credentials)
+        except BaseException as error:
+            await self._scope.__aexit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._scope is not None
+        if error is None:
+            await self.stop()
+        await self._scope.__aexit__(None, None, None)
+        for feed in list(self._feeds):
+            feed.end()
+
+    # --- for the user ---------------------------------------------------------------------
+
+    async def start(
+        self, config: OpenVpnConfig | str | os.PathLike[str], credentials: Credentials | None = None
+    ) -> None:
+        """Start the daemon; returns when it runs, and long before it is connected.
+
+        Raises:
+            VpnConfigError: the configuration can't be used.
+            ConfigError: there is no provisioner `openvpn`, or a tunnel is running.
+            GuestError: the guest has no OpenVPN.
+        """
+        if self._nursery is None:
+            raise RuntimeError("The tunnel is not entered: use `async with OpenVpnTunnel(...)`.")
+        if self._run is not None:
+            raise ConfigError("The tunnel is running.", remedy="Stop it first.")
+        parsed = config if isinstance(config, OpenVpnConfig) else read_config(Path(config))
+        known = credentials or parsed.credentials or Credentials()
+        guest = await self._machine.wait_ready()
+        link = self._machine.link(OpenVpnLink)
+        if link.on_clock_change is not None:
+            raise ConfigError("This machine has a tunnel already.", remedy="Stop it first.")
+        self._error = None
+        run = _Run(self, self._machine, guest, link, parsed, known, self._dns, self._outbound)
+        self._run = run
+        try:
+            await self._nursery.start(run.serve)
+        except BaseExceptionGroup as group:
+            self._run = None
+            from microvm._groups import only_error
+
+            raise only_error(group) from None
+        except BaseException:
+            self._run = None
+            raise
+
+    async def stop(self) -> None:
+        """End the daemon, politely for three seconds. Twice is fine."""
+        if self._run is not None:
+            await self._run.stop()
+
+    @property
+    def status(self) -> VpnStatus:
+        """How the tunnel is now."""
+        return self._status
+
+    def events(self) -> EventFeed:
+        """What happens from now on, to be iterated over; the first is how it is now.
+
+        Ends with this object's block. A reader that is too slow loses the oldest, see `lost`.
+        """
+        feed = EventFeed()
+        feed.put(StateChanged(at=time.time(), status=self._status))
+        self._feeds.add(feed)
+        return feed
+
+    async def wait_connected(self) -> VpnStatus:
+        """Wait until the tunnel is up.
+
+        Raises:
+            VpnFailed: it failed, or was stopped.
+        """
+        while True:
+            status, changed = self._status, self._changed
+            if status.state is VpnState.CONNECTED:
+                return status
+            if status.state in ENDED:
+                raise self._error or VpnFailed(
+                    "The VPN is not started.", reason=VpnReason.DAEMON_DIED, remedy="Start it."
+                )
+            await changed.wait()
+
+    async def wait_ended(self) -> VpnStatus:
+        """Wait until it has failed or was stopped."""
+        while self._status.state not in ENDED:
+            await self._changed.wait()
+        return self._status
+
+    # --- for the run ----------------------------------------------------------------------
+
+    def publish(self, status: VpnStatus, error: VpnFailed | None) -> None:
+        """Show this from now on, and tell those who watch."""
+        self._status, self._error = status, error
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+        for feed in list(self._feeds):
+            feed.put(StateChanged(at=time.time(), status=status))
+        log.info("%s%s", status.state.value, f": {status.detail}" if status.detail else "")
+
+    def show_bytes(self, status: VpnStatus) -> None:
+        """Byte counts are no event."""
+        self._status = attrs.evolve(
+            self._status, received_bytes=status.received_bytes, sent_bytes=status.sent_bytes
+        )
+
+    def publish_log(self, flags: str, text: str) -> None:
+        """OpenVPN has said something."""
+        for feed in list(self._feeds):
+            feed.put(LogLine(at=time.time(), flags=flags, text=text))
+        log.debug("%s", text)
+
+    def run_is_over(self) -> None:
+        """It may be started again."""
+        self._run = None
+
+
+class _Run:
+    """One life of the daemon's."""
+
+    def __init__(
+        self,
+        tunnel: OpenVpnTunnel,
+        machine: Machine,
+        guest: Guest,
+        link: OpenVpnLink,
+        config: OpenVpnConfig,
+        credentials: Credentials,
+        dns: tuple[str, ...],
+        outbound: bool,
+    ) -> None:
+        self._tunnel = tunnel
+        self._guest = guest
+        self._link = link
+        self._config = config
+        self._credentials = credentials
+        self._places = Places(machine, OUTBOUND_PORT if outbound else None)
+        self._proxy = TcpAddress(host=LOOPBACK, port=OUTBOUND_PORT) if outbound else None
+        self._session = s.Session(credentials, len(config.remotes), dns)
+        self._scope = trio.CancelScope()
+        self._nursery: trio.Nursery | None = None
+        self._send, self._outgoing = trio.open_memory_channel[bytes](64)
+        self._way_send, self._ways = trio.open_memory_channel[s.OpenWay | s.ShutWay](64)
+        self._budget = LogBudget()
+        self._printed: deque[str] = deque(maxlen=TAIL_LINES)
+        self._hurry = trio.Event()
+        self._holding = False
+        self._asked_to_end = False
+        self._over = trio.Event()
+
+    async def serve(self, task_status: trio.TaskStatus[None]) -> None:
+        """Run the daemon to its end."""
+        try:
+            with self._scope:
+                await self._serve(task_status)
+        except MicrovmError as error:
+            if self._tunnel.status.state is VpnState.STOPPED:
+                raise  # it never ran: for whoever started it
+            self._do(self._session.broke(error.message, time.time()))
+        finally:
+            printed = " ".join(self._printed)[-MAX_PRINTED:]
+            self._do(self._session.ended(printed, time.time(), asked=self._asked_to_end))
+            self._link.on_clock_change = None
+            self._tunnel.run_is_over()
+            self._over.set()
+            with trio.move_on_after(TERM_WITHIN_S, shield=True):
+                await self._places.aclose()
+
+    async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
+        begin = UnixAddress(path=MANAGEMENT)
+        async with (
+            self._link.channels.listen(VPN_PORT) as listener,
+            self._guest.listen_at(begin, VPN_PORT),
+            self._guest.spawn(["openvpn", "--config", "stdin"]) as process,
+            serving() as nursery,
+        ):
+            self._nursery = nursery
+            self._link.on_clock_change = self._clock_changed
+            self._tunnel.publish(attrs.evolve(self._session.status, since=time.time()), None)
+            nursery.start_soon(self._feed, process)
+            nursery.start_soon(self._read_output, process.stdout)
+            nursery.start_soon(self._read_output, process.stderr)
+            nursery.start_soon(self._walk)
+            nursery.start_soon(self._manage, listener)
+            task_status.started()
+            await process.wait()
+
+    async def stop(self) -> None:
+        """As `OpenVpnTunnel.stop`."""
+        self._asked_to_end = True
+        self._put(command("signal", "SIGTERM"))
+        with trio.move_on_after(TERM_WITHIN_S):
+            await self._over.wait()
+        self._scope.cancel()
+        await self._over.wait()
+
+    # --- the daemon's streams -------------------------------------------------------------
+
+    async def _feed(self, process: GuestProcess) -> None:
+        text = effective_config(self._config, self._proxy)
+        try:
+            await process.stdin.send_all(text.encode())
+            await process.stdin.aclose()
+        except GuestError:
+            return  # it has ended, and its output says why
+        except trio.BrokenResourceError:
+            return
+
+    async def _read_output(self, stream: ReceiveStream) -> None:
+        """What it prints, until its management is up, is why it can't start."""
+        rest = b""
+        while data := await stream.receive_some(RECEIVE):
+            *lines, rest = (rest + data).split(b"\n")
+            rest = rest[-RECEIVE:]
+            self._printed.extend(line.decode("utf-8", "backslashreplace") for line in lines[-TAIL_LINES:])
+
+    async def _manage(self, listener: trio.abc.Listener[HalfCloseableStream]) -> None:
+        assert self._nursery is not None
+        stream = await listener.accept()
+        async with stream:
+            self._nursery.start_soon(self._pump, stream)
+            parser = ManagementParser()
+            self._do(self._session.begin())
+            try:
+                while data := await stream.receive_some(RECEIVE):
+                    for message in parser.feed(data):
+                        self._do(self._session.take(message, time.time()))
+                    self._tunnel.show_bytes(self._session.status)
+            except ManagementError as error:
+                self._do(self._session.broke(error.message, time.time()))
+            except trio.BrokenResourceError:
+                pass
+            # Without its management the daemon ends by itself; one that does not is ended.
+            await trio.sleep(TERM_WITHIN_S)
+            self._scope.cancel()
+
+    async def _pump(self, stream: HalfCloseableStream) -> None:
+        try:
+            async for data in self._outgoing:
+                await stream.send_all(data)
+        except trio.BrokenResourceError:
+            return
+
+    # --- what the session wants done ------------------------------------------------------
+
+    def _put(self, data: bytes) -> None:
+        try:
+            self._send.send_nowait(data)
+        except trio.WouldBlock:
+            self._scope.cancel()  # a daemon that asks and never listens
+
+    def _do(self, steps: Sequence[s.Step]) -> None:
+        for step in steps:
+            match step:
+                case s.Send(data=data):
+                    self._put(data)
+                case s.OpenWay() | s.ShutWay():
+                    try:
+                        self._way_send.send_nowait(step)
+                    except trio.WouldBlock:
+                        self._scope.cancel()
+                case s.Tell():
+                    self._tell()
+                case s.Log(flags=flags, text=text):
+                    self._log(flags, text)
+                case s.Wait(seconds=seconds):
+                    self._begin(self._hold, seconds)
+                case s.Ask(challenge=challenge):
+                    self._begin(self._ask, challenge)
+                case s.FindWay():
+                    self._begin(self._find_way, step)
+
+    def _begin(self, task: object, argument: object) -> None:
+        if self._nursery is not None and not self._over.is_set():
+            self._nursery.start_soon(task, argument)  # type: ignore[arg-type]
+
+    def _tell(self) -> None:
+        status = self._session.status
+        failed = status.state is VpnState.FAILED
+        self._tunnel.publish(status, self._session.error() if failed else None)
+        if failed:
+            self._begin(self._bury, None)
+
+    async def _bury(self, _: None) -> None:
+        await trio.sleep(TERM_WITHIN_S)
+        self._scope.cancel()
+
+    def _log(self, flags: str, text: str) -> None:
+        left_out = self._budget.left_out
+        if not self._budget.take(time.monotonic()):
+            return
+        if left_out:
+            self._tunnel.publish_log("W", f"({left_out} lines left out)")
+        self._tunnel.publish_log(flags, text)
+
+    async def _hold(self, seconds: int) -> None:
+        self._hurry, self._holding = trio.Event(), True
+        with trio.move_on_after(seconds):
+            await self._hurry.wait()
+        self._holding = False
+        self._put(command("hold", "release"))
+
+    async def _ask(self, challenge: Challenge) -> None:
+        assert self._credentials.answer is not None
+        answer = await self._credentials.answer(challenge)
+        self._do(self._session.answered(challenge, answer))
+
+    async def _find_way(self, wanted: s.FindWay) -> None:
+        while True:
+            place = await self._places.find(wanted.host, wanted.port, wanted.proto)
+            if place is not None:
+                self._put(command("remote", "MOD", place, str(wanted.port)))
+                return
+            self._do(self._session.name_not_found(time.time()))
+            await trio.sleep(RETRY_NAME_S)
+
+    async def _walk(self) -> None:
+        """Open and shut the way, in the order in which it was said."""
+        async for step in self._ways:
+            if isinstance(step, s.ShutWay):
+                await self._link.shut_way()
+                continue
+            try:
+                await self._link.open_way(step.dns, ipv6=step.ipv6)
+            except GuestError as error:
+                await trio.sleep(1.0)  # if the interface has just gone, the daemon says so now
+                if self._session.status.state is VpnState.AUTHENTICATING:
+                    self._do(self._session.broke(error.message, time.time()))
+                continue
+            self._do(self._session.way_is_open(time.time()))
+
+    async def _clock_changed(self) -> None:
+        """The guest stood still: connect anew, without waiting for a timeout to find out."""
+        if self._holding:
+            self._hurry.set()
+        elif self._session.status.state not in (*ENDED, VpnState.EXITING):
+            self._put(command("signal", "SIGUSR1"))
