@@ -61,6 +61,16 @@ async def test_who_types_more_than_may_wait_waits_for_the_guest() -> None:
     assert bytes(got) == data
 
 
+async def test_several_who_wait_for_the_guest_do_not_keep_each_other_awake() -> None:
+    typed, uart = port(trio.lowlevel.current_trio_token().run_sync_soon)
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(typed.send, bytes(2 * PENDING_BYTES))
+        with trio.fail_after(10):
+            await wait_all_tasks_blocked(0.01)
+        nursery.cancel_scope.cancel()
+
+
 async def test_one_that_stopped_waiting_leaves_the_port_to_others() -> None:
     typed, uart = port(lambda call: call())
     with trio.move_on_after(0.05):

@@ -243,6 +243,18 @@ async def test_row_62_input_that_the_guest_does_not_take_is_bounded() -> None:
         assert len(console._terminal._pending) == PENDING_BYTES
 
 
+async def test_row_62_several_who_wait_for_the_guest_do_not_keep_each_other_awake() -> None:
+    """Row 62: two at the same console, and a guest that takes nothing."""
+    console = device()
+    guest = GuestConsole(console)
+    async with console.lifespan(), guest.driving(), trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(console.send, bytes(2 * PENDING_BYTES))
+        with trio.fail_after(10):
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        nursery.cancel_scope.cancel()
+
+
 # --- row 63 ------------------------------------------------------------------------------------
 
 NASTY = b"\x1b]0;owned\x07" + bytes(range(256)) + b"\xff\xfe\xc3" + "\u202egnp.exe".encode()

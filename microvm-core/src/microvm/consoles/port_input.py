@@ -61,7 +61,9 @@ class PortInput:
     def _offer(self) -> None:
         """`_lock` is held; the port's own is taken within it, never around it."""
         if self._pending and self._feed is not None:
-            del self._pending[: self._feed(bytes(self._pending[:OFFERED_BYTES]))]
-            if self._room is not None:
+            taken = self._feed(bytes(self._pending[:OFFERED_BYTES]))
+            del self._pending[:taken]
+            # For nothing, several who wait would wake each other without end.
+            if taken and self._room is not None:
                 room, self._room = self._room, None
                 self._post(room.set)

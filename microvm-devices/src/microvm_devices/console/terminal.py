@@ -93,7 +93,8 @@ class Terminal:
             taken = left[: PENDING_BYTES - len(self._pending)]
             self._pending += taken
             left = left[len(taken) :]
-            self._change()
+            if taken:  # else several who wait would wake each other without end
+                self._change()
             if left:
                 await self._wait_for_change()
 
