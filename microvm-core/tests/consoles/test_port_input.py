@@ -62,7 +62,7 @@ async def test_who_types_more_than_may_wait_waits_for_the_guest() -> None:
 
 
 async def test_several_who_wait_for_the_guest_do_not_keep_each_other_awake() -> None:
-    typed, uart = port(trio.lowlevel.current_trio_token().run_sync_soon)
+    typed, _ = port(trio.lowlevel.current_trio_token().run_sync_soon)
     async with trio.open_nursery() as nursery:
         for _ in range(3):
             nursery.start_soon(typed.send, bytes(2 * PENDING_BYTES))

@@ -49,7 +49,9 @@ class PortInput:
                 self._offer()
                 room = None
                 if left:
-                    room = self._room = self._room or trio.Event()
+                    if self._room is None:
+                        self._room = trio.Event()
+                    room = self._room
             if room is not None:
                 await room.wait()
 
