@@ -20,8 +20,7 @@ pytestmark = pytest.mark.linux_guest
 HERE = Path(__file__).parent
 SIZE = 16 << 20
 PASST_SIZE = (2 if os.environ.get("MICROVM_LAB") else 16) << 20
-"""The passt of Debian 12 resets a connection on which the guest alone sends after 24 s, and the
-lab's CPU is one in software."""
+"""passt is a program of the host, and the lab's CPU is one in software."""
 
 needs_passt = pytest.mark.skipif(shutil.which("passt") is None, reason="passt is not installed")
 
