@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -51,6 +52,22 @@ def test_json_is_one_object_with_everything_in_it(cli, backend) -> None:
     begun = {"qemu": "spawn", "kvm": "vcpus"}[backend]
     assert {begun, "kernel", "agent", "command"} <= set(report["timing"])
     assert bool(report["exit_counts"]) == (backend == "kvm")
+
+
+def test_a_forward_carries_a_host_socket_into_the_guest(tmp_path: Path, backend: str) -> None:
+    serve = "echo 'from the guest' >/tmp/page; httpd -p 127.0.0.1:80 -h /tmp; printf .; read line"
+    argv = ["run", "--backend", backend, "--forward", f"{tmp_path}/web:80", "--", "sh", "-c", serve]
+    command = [sys.executable, "-m", "microvm", *argv]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        assert program.stdout is not None
+        assert program.stdout.read(1) == b"."  # httpd listens by now
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(f"{tmp_path}/web")
+            client.sendall(b"GET /page HTTP/1.0\r\n\r\n")
+            answer = client.makefile("rb").read()
+        program.communicate(b"\n")
+    assert answer.endswith(b"\r\n\r\nfrom the guest\n")
+    assert program.returncode == 0
 
 
 def test_timing_goes_to_stderr_alone(cli) -> None:

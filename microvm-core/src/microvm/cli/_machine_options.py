@@ -64,6 +64,14 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         "--name", metavar="NAME", help="let other terminals reach it: microvm console NAME"
     )
     group.add_argument(
+        "--forward",
+        action="append",
+        default=[],
+        metavar="[ADDR:]PORT:GUESTPORT",
+        help="carry connections to a port of this host into the guest; may be given several "
+        "times. Either side may be a socket's path, the guest's also vsock:PORT",
+    )
+    group.add_argument(
         "--vsock-uds",
         metavar="PATH",
         help="let other processes reach guest ports through this AF_UNIX socket",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from microvm._machine import Machine
     from microvm.abc import CopyReport, RunResult
     from microvm.consoles.stdio_sink import StdioSink
+    from microvm.forwards.addresses import ForwardWords
     from microvm.timeline import BootTimeline
 
 
@@ -101,6 +102,7 @@ def _run(args: argparse.Namespace, timeline: BootTimeline) -> int:
     # both are told before anything starts
     copies_in = [_split_paths("--copy-in", *word.rpartition(":")) for word in args.copy_in]
     copies_out = [_split_paths("--copy-out", *word.partition(":")) for word in args.copy_out]
+    forwards = _parse_forwards(args.forward)
     options = {"env": dict(map(_split_env, args.env)), "cwd": args.cwd, "user": args.user}
 
     from microvm._assembly import assemble
@@ -122,6 +124,8 @@ def _run(args: argparse.Namespace, timeline: BootTimeline) -> int:
                 import microvm.cli._passthrough  # noqa: F401 - while the guest boots
 
                 _tell_console(args, machine)
+                for words in forwards:
+                    await machine.forward(**words)
                 if args.argv:
                     await machine.wait_ready()
                 gc.freeze()
@@ -228,6 +232,14 @@ async def _command(
         return await run_collected(machine, args.argv, **options)
     typed = args.console != "stdio"  # else what is typed is the console's
     return await run_passthrough(machine, args.argv, tty=args.tty, stdin=typed, **options)
+
+
+def _parse_forwards(words: list[str]) -> list[ForwardWords]:
+    if not words:  # the import is not for free
+        return []
+    from microvm.forwards.addresses import parse_forward
+
+    return [parse_forward(word) for word in words]
 
 
 def _split_paths(option: str, first: str, colon: str, second: str) -> tuple[str, str]:
