@@ -15,15 +15,17 @@ from microvm import (
     BootError,
     BootSource,
     ConfigError,
+    DeviceConfig,
     GuestGone,
     GuestNotReady,
     Machine,
     MachineConfig,
     OutcomeReason,
 )
-from microvm.abc import Guest, GuestProcess, RunResult, TtySize
+from microvm.abc import Capability, Guest, GuestProcess, RunResult, TtySize, VirtioDevice
 from microvm.errors import BackendError, GuestProtocolError, PluginMissing
 from microvm.outcome import MachineOutcome
+from microvm.plugins import DeviceFactory
 from microvm.testing.boot_files import tiny_kernel
 from microvm.testing.platform import (
     ScriptedBackend,
@@ -376,3 +378,35 @@ async def test_what_can_not_be_built_on_it_is_the_boots_error(rig: Rig) -> None:
         rig.agent.link.become(rig.guest)
         with pytest.raises(BootError, match="could not be made ready: The server did not start"):
             await machine.wait_ready()
+
+
+class Dial(VirtioDevice):
+    """A device that only has to be there."""
+
+    device_id = 4
+    queue_max_sizes = (16,)
+
+    async def run(self, activation: Any) -> None:
+        raise AssertionError
+
+
+async def test_a_device_is_had_by_its_name_in_the_metrics(tmp_path: Path) -> None:
+    capabilities = frozenset({Capability.OWN_KERNEL, Capability.VIRTIO_DEVICES})
+    backend = ScriptedBackend(capabilities=capabilities)
+    made: list[Dial] = []
+
+    def create(options: Mapping[str, Any]) -> Dial:
+        made.append(Dial())
+        return made[-1]
+
+    dial = DeviceFactory(name="dial", summary="for tests", virtio_id=4, create=create)
+    config = MachineConfig(
+        boot=BootSource(kernel=tiny_kernel(tmp_path / "kernel")),
+        vsock=None,
+        provisioners=(),
+        devices=(DeviceConfig(name="dial"), DeviceConfig(name="dial")),
+    )
+    async with Machine(config, plugins=plugin_manager(backend.factory(), dial)) as machine:
+        assert [machine.device("dial0"), machine.device("dial1")] == made
+        with pytest.raises(ConfigError, match="no device 'dial2'; it has dial0, dial1"):
+            machine.device("dial2")

@@ -23,7 +23,7 @@ from microvm._assembly import Assembly, BackendChoice, assemble
 from microvm._groups import only_error
 from microvm.abc import Capability, Guest, GuestChannels, GuestLink, GuestProcess, RunResult
 from microvm.abc.jobs import DEFAULT_LOG_BYTES
-from microvm.config import MachineConfig
+from microvm.config import Isolation, MachineConfig
 from microvm.errors import (
     BootError,
     ConfigError,
@@ -32,7 +32,7 @@ from microvm.errors import (
     GuestNotReady,
     MicrovmError,
 )
-from microvm.metrics import MachineMetrics
+from microvm.metrics import MachineMetrics, device_names
 from microvm.outcome import MachineOutcome, OutcomeReason
 from microvm.timeline import BootTimeline
 
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         JobStatus,
         RunningMachine,
         TtySize,
+        VirtioDevice,
     )
     from microvm.consoles.served import SinkService
     from microvm.forwards.forward import Forward
@@ -401,6 +402,25 @@ class Machine:
             exits=running.exit_counts(),
             console=dict(console),
             timing=self._timeline.phases,
+        )
+
+    def device(self, name: str) -> VirtioDevice:
+        """A device by its name in `metrics` (``balloon0``), for what only its kind can do.
+
+        Raises:
+            ConfigError: there is no such device, or it is in a worker process.
+        """
+        devices = self._planned().plan.devices
+        by_name = dict(zip(device_names(d.name for d in devices), devices, strict=True))
+        if name in by_name:
+            return by_name[name].device
+        if self.config.isolation is Isolation.PROCESS:
+            raise ConfigError(
+                f"{name!r} can't be had: the machine's devices are in its worker process.",
+                remedy='Give MachineConfig isolation="inline" to have them here.',
+            )
+        raise ConfigError(
+            f"This machine has no device {name!r}; it has {', '.join(by_name) or 'none'}."
         )
 
     @property

@@ -21,6 +21,8 @@ PAIRS = [
 RENAMED = {"aclose": "close"}
 FOR_THE_FRAMEWORK = {
     (Forward, "serve"),
+    # What it returns is of the trio thread.
+    (Machine, "device"),
     (Machine, "link"),
     (microvm.abc.Guest, "socks5_handler"),
     (microvm.abc.Guest, "outbound_handler"),
