@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tty
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -223,6 +224,31 @@ async def test_a_source_at_its_end_is_told_of_once_and_replaced(caplog) -> None:
     assert [record.getMessage() for record in caplog.records] == [
         "/dev/null gives the guest no entropy (it is at its end): the host's own random numbers do."
     ]
+
+
+async def test_a_source_that_keeps_its_readers_waiting_holds_one_thread_whatever_the_guest_does():
+    """Each reset leaves a read behind; the threads are all the program's."""
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    rng = device(source=os.ttyname(slave))
+    try:
+        for _ in range(trio.to_thread.current_default_thread_limiter().total_tokens + 2):
+            driver = QueueDriver()
+            driver.add([], [32])
+            driver.kick()
+            with trio.move_on_after(0.01):
+                await rng.run(activation(driver))
+            rng.reset()
+        with trio.fail_after(30):
+            await trio.to_thread.run_sync(os.getpid)
+            os.write(master, b"x" * 64)  # the read that was left behind takes some
+            driver = QueueDriver()
+            async with running(rng, driver):
+                os.write(master, b"y" * 32)
+                assert (await driver.ask([], [32])).data.strip(b"x") in (b"", b"y" * 32)
+    finally:
+        os.close(master)
+        os.close(slave)
 
 
 @pytest.mark.parametrize("name", ["missing", "file", "fifo"])

@@ -14,6 +14,8 @@ from microvm.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import trio
+
 log = logging.getLogger(__name__)
 
 
@@ -32,6 +34,7 @@ class CharacterDevice:
         self._path = path
         self._fallback = fallback
         self._failed = False
+        self._one_thread: trio.CapacityLimiter | None = None
 
     def check(self) -> None:
         """See that it is there.
@@ -57,9 +60,14 @@ class CharacterDevice:
         """1 to `length` bytes."""
         import trio
 
+        if self._one_thread is None:
+            self._one_thread = trio.CapacityLimiter(1)
         try:
-            # Abandoned, the thread ends with its read, and has its descriptor to itself.
-            data = await trio.to_thread.run_sync(self._read, length, abandon_on_cancel=True)
+            # Abandoned, the thread ends with its read, and has its descriptor to itself. Until then
+            # no other begins: a guest can reset the device without end, and threads are few.
+            data = await trio.to_thread.run_sync(
+                self._read, length, abandon_on_cancel=True, limiter=self._one_thread
+            )
         except OSError as error:
             self._complain(error.strerror or str(error))
         else:
