@@ -322,6 +322,17 @@ async def test_a_driver_without_figures_and_a_machine_that_is_gone_are_said_to_b
         await balloon.ask_statistics()
 
 
+async def test_who_waits_for_figures_hears_of_a_driver_without() -> None:
+    balloon = device()
+    with pytest.raises(BaseExceptionGroup) as caught, trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(balloon.ask_statistics)
+            await trio.testing.wait_all_tasks_blocked()
+            async with Driver(balloon, features=0).driving():
+                await trio.sleep_forever()
+    assert caught.group_contains(GuestError, match="no statistics")
+
+
 async def test_who_waits_for_figures_hears_of_the_end() -> None:
     balloon = device()
     async with trio.open_nursery() as nursery:

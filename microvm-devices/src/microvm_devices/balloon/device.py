@@ -123,20 +123,22 @@ class BalloonDevice(VirtioDevice):
         """
         import trio
 
-        if self._over:
-            raise GuestGone("The balloon's machine has ended.")
-        active = self._activation
-        if active is not None and not active.features & VIRTIO_BALLOON_F_STATS_VQ:
-            raise GuestError("The guest's balloon driver gives no statistics.")
+        self._require_statistics()
         if self._heard is None:
             self._heard = trio.Event()
         heard = self._heard
         if self._wanted is not None:
             self._wanted.set()
         await heard.wait()
+        self._require_statistics()
+        return self._statistics
+
+    def _require_statistics(self) -> None:
         if self._over:
             raise GuestGone("The balloon's machine has ended.")
-        return self._statistics
+        active = self._activation
+        if active is not None and not active.features & VIRTIO_BALLOON_F_STATS_VQ:
+            raise GuestError("The guest's balloon driver gives no statistics.")
 
     # --- VirtioDevice --------------------------------------------------------------------
 
@@ -216,6 +218,8 @@ class BalloonDevice(VirtioDevice):
         ]
         if activation.features & VIRTIO_BALLOON_F_STATS_VQ:
             serve.append(self._serve_statistics)
+        else:
+            self._tell_statistics()
         if activation.features & VIRTIO_BALLOON_F_PAGE_REPORTING:
             serve.append(lambda active: self._serve(active, memory, self._report))
         try:
