@@ -1,11 +1,13 @@
 """The thread of a queue: jobs in order, ends only between them."""
 
+import os
 import threading
 
 import pytest
 import trio
 import trio.testing
 
+from microvm.errors import BackendError
 from microvm.testing.census import Census
 from microvm_devices.blk.worker import Worker
 
@@ -28,6 +30,28 @@ async def test_no_job_no_thread() -> None:
     before = Census.take()
     worker = Worker()
     assert Census.take() == before
+    worker.close()
+
+
+@pytest.mark.parametrize("short_of", ["files", "threads"])
+async def test_row_98_a_host_without_a_thread_is_told_of_and_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch, short_of: str
+) -> None:
+    """Row 98."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(24, "Too many open files") if short_of == "files" else RuntimeError("can't")
+
+    before = Census.take()
+    worker = Worker()
+    with monkeypatch.context() as host:
+        owner = os if short_of == "files" else threading.Thread
+        host.setattr(owner, "pipe" if short_of == "files" else "start", refuse)
+        with pytest.raises(BackendError, match="no thread for a disk"):
+            await worker.run(nothing, when_cancelled=nothing)
+    worker.close()
+    assert Census.take() == before
+    await worker.run(nothing, when_cancelled=nothing)
     worker.close()
 
 

@@ -8,12 +8,15 @@ place among all the program's threads each time.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
 from collections.abc import Callable
 
 import trio
+
+from microvm.errors import BackendError
 
 Job = Callable[[], None]
 
@@ -36,12 +39,12 @@ class Worker:
             job: Called in the thread.
             when_cancelled: Called once when the caller is cancelled: the job should come to its
                 end. `trio.Cancelled` is raised only when it has.
+
+        Raises:
+            BackendError: the host has no thread for it.
         """
         if self._thread is None:
-            self._done_fd, self._tell_fd = os.pipe()
-            # A daemon: it is idle whenever the interpreter ends without `close`.
-            self._thread = threading.Thread(target=self._work, name="microvm-blk", daemon=True)
-            self._thread.start()
+            self._start()
         self._jobs.put(job)
         try:
             await trio.lowlevel.wait_readable(self._done_fd)
@@ -57,14 +60,33 @@ class Worker:
             if failed is not None:
                 raise failed
 
+    def _start(self) -> None:
+        # A daemon: it is idle whenever the interpreter ends without `close`.
+        thread = threading.Thread(target=self._work, name="microvm-blk", daemon=True)
+        with contextlib.ExitStack() as undo:
+            try:
+                self._done_fd, self._tell_fd = os.pipe()
+                undo.callback(self._close_pipe)
+                thread.start()
+            except (OSError, RuntimeError) as error:
+                raise BackendError(
+                    f"The host has no thread for a disk: {error}.",
+                    remedy="Raise the limits on open files and on processes (ulimit -n, -u).",
+                ) from error
+            undo.pop_all()
+        self._thread = thread
+
     def close(self) -> None:
         """End the thread, which is idle, and with it what it knows of its last job."""
         if self._thread is not None:
             self._jobs.put(None)
             self._thread.join()
             self._thread = None
-            os.close(self._done_fd)
-            os.close(self._tell_fd)
+            self._close_pipe()
+
+    def _close_pipe(self) -> None:
+        os.close(self._done_fd)
+        os.close(self._tell_fd)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
