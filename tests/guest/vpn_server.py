@@ -9,6 +9,7 @@ name server which nobody else can reach. The certificates are made by `openssl`,
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -16,10 +17,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
 
 NAMESPACE = "mvvpn"
 HOST_SIDE, SERVER = "10.99.7.1", "10.99.7.2"
@@ -31,11 +34,7 @@ WEB_PORT = 8000
 CANARY_PORT = 9000
 """A listener at the namespace's outer address, which nothing should ever reach but by the tunnel."""
 PORT = 1194
-
-CHECK = """#!/bin/sh
-exec grep -qxF "$(cat "$1")" {passwords}.flat
-"""
-
+LOCK = Path(tempfile.gettempdir()) / "microvm-test-vpn.lock"
 
 def missing() -> str | None:
     """Why there can be no server here, for `pytest.skip`; None if there can."""
@@ -113,6 +112,8 @@ class VpnServer:
                 file.write(piece)
         self.digest = digest.hexdigest()
         self._process: subprocess.Popen[bytes] | None = None
+        self.canary: IO[bytes] | None = None
+        """A line for each connection to the canary."""
         self.certificate = "server"
         self.extra: tuple[str, ...] = ()
 
@@ -182,12 +183,17 @@ def _ip(*words: str) -> None:
 
 @contextmanager
 def vpn_server(folder: Path, proto: str = "udp", size: int = 1 << 20) -> Iterator[VpnServer]:
-    """The server running, and all that belongs to it."""
-    subprocess.run(["ip", "netns", "del", NAMESPACE], check=False, capture_output=True)
+    """The server running, and all that belongs to it. One at a time on a host: names and addresses
+    are fixed."""
     with ExitStack() as stack:
+        lock = stack.enter_context(LOCK.open("w"))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for words in (("link", "del", "mvvpn0"), ("netns", "del", NAMESPACE)):  # a killed test's
+            subprocess.run(["ip", *words], check=False, capture_output=True)
         _ip("netns", "add", NAMESPACE)
         stack.callback(_ip, "netns", "del", NAMESPACE)
         _ip("link", "add", "mvvpn0", "type", "veth", "peer", "name", "mvvpn1", "netns", NAMESPACE)
+        stack.callback(_ip, "link", "del", "mvvpn0")
         _ip("addr", "add", f"{HOST_SIDE}/30", "dev", "mvvpn0")
         _ip("link", "set", "mvvpn0", "up")
         for words in (
@@ -207,7 +213,7 @@ def vpn_server(folder: Path, proto: str = "udp", size: int = 1 << 20) -> Iterato
         assert behind.stdout is not None
         stack.callback(behind.stdout.close)
         assert behind.stdout.readline() == b"ready\n"
-        server.canary = behind.stdout  # type: ignore[attr-defined]
+        server.canary = behind.stdout
         stack.callback(server.stop)
         server.start()
         yield server

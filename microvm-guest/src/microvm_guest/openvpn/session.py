@@ -116,7 +116,7 @@ class Session:
 
     def begin(self) -> list[Step]:
         """What to say first."""
-        words = (("log", "on"), ("state", "on"), ("bytecount", "5"))
+        words = (("log", "on"), ("state", "on"), ("bytecount", "2"))
         return [Send(m.command(*one)) for one in words]
 
     def take(self, message: m.Message, now: float) -> list[Step]:
@@ -183,7 +183,6 @@ class Session:
                 self.status,
                 local_ip=line.local_ip or None,
                 local_ip6=local_ip6,
-                server=f"{line.remote_ip}:{line.remote_port}",
                 dns=self._own_dns or self._pushed_dns,
             )
             return [OpenWay(self.status.dns, local_ip6 is not None)]

@@ -27,7 +27,7 @@ class VpnStatus:
     """The guest's address in the tunnel, while it is up; and the next."""
     local_ip6: str | None = None
     server: str | None = None
-    """Whom it is connected to, or tries to: address and port."""
+    """Whom it is connected to, or tries to: the configuration's name and port."""
     dns: tuple[str, ...] = ()
     """Name servers that are asked, through the tunnel."""
     received_bytes: int = 0

@@ -298,7 +298,10 @@ class _Run:
             nursery.start_soon(self._walk)
             nursery.start_soon(self._manage, listener)
             task_status.started()
-            await process.wait()
+            try:
+                await process.wait()
+            finally:
+                self._nursery = None
 
     async def stop(self) -> None:
         """As `OpenVpnTunnel.stop`."""
