@@ -349,7 +349,7 @@ TEXT = b"127.0.0.1"
     "raw",
     [
         pytest.param(REQUEST.pack(0, 1, 9, 1, 0, 0) + TEXT, id="no-request"),
-        pytest.param(REQUEST.pack(3, 1, 9, 1, 0, 0) + TEXT, id="unknown-request"),
+        pytest.param(REQUEST.pack(4, 1, 9, 1, 0, 0) + TEXT, id="unknown-request"),
         pytest.param(REQUEST.pack(1, 0, 9, 1, 0, 0) + TEXT, id="no-family"),
         pytest.param(REQUEST.pack(1, 3, 9, 1, 0, 0) + TEXT, id="unknown-family"),
         pytest.param(REQUEST.pack(1, 1, 0, 1, 0, 0), id="no-address"),
