@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 CONSOLE_WORDS: Final = {
     ConsoleDevice.SERIAL: "console=ttyS0",
-    # What the kernel says before it has the driver comes when it has it.
+    # What the kernel says before it has the driver is not shown: Linux prints it anew when the
+    # console comes to be, but before the driver would take it (virtio_console.c,
+    # init_port_console: hvc_alloc comes before the port is in the list that put_chars looks in).
     ConsoleDevice.VIRTIO: "console=hvc0",
 }
 KERNEL_WORDS: Final = (
