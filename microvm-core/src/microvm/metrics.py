@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,8 @@ def device_counters(
 def _own_counters(attached: AttachedDevice) -> Mapping[str, int]:
     """The device's; a device that can't count must not end who asks."""
     try:
-        return dict(attached.device.counters())
+        counters = attached.device.counters()
+        return {str(name): operator.index(value) for name, value in counters.items()}
     except Exception:
         log.exception("The device %r could not tell its counters.", attached.name)
         return {}

@@ -40,10 +40,18 @@ class ExitCounts:
 
 
 def merged(counts: Iterable[ExitCounts]) -> Mapping[str, int]:
-    """Counts of several vCPUs, the most frequent first, by a text such as ``pio-write 0x3f8``."""
+    """Counts of several vCPUs, the most frequent first, by a text such as ``pio-write 0x3f8``.
+
+    They are `MAX_PLACES` at most, as one vCPU's are.
+    """
     total: Counter[Place] = Counter()
     for one in counts:
         total.update(one.snapshot())
+    if len(total) > MAX_PLACES:
+        elsewhere = total.pop(ELSEWHERE)
+        kept = Counter(dict(total.most_common(MAX_PLACES - 1)))
+        kept[ELSEWHERE] = elsewhere + total.total() - kept.total()
+        total = kept
     return {
         kind if address is None else f"{kind} {address:#x}": count
         for (kind, address), count in total.most_common()
