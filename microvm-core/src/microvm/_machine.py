@@ -21,6 +21,7 @@ import trio
 
 from microvm._assembly import Assembly, BackendChoice, assemble
 from microvm._groups import only_error
+from microvm._link_notices import LinkNotices
 from microvm.abc import Capability, Guest, GuestChannels, GuestLink, GuestProcess, RunResult
 from microvm.abc.jobs import DEFAULT_LOG_BYTES
 from microvm.config import Isolation, MachineConfig
@@ -78,15 +79,6 @@ BUTTON_GRACE_S = 5.0
 PRESS_WITHIN_S = 0.5
 """How long the pressing itself may take: a worker that does not listen can't press."""
 
-NOTICE_WITHIN_S = 1.0
-"""How long a pause waits for the guest to prepare for it, and `resume` for clocks to be set."""
-
-WATCH_CLOCKS_AFTER_S = 0.5
-"""From a guest that is ready: a machine for one command is in a hurry, and sleeps with nobody."""
-
-JUMP_WITHIN_S = 10.0
-"""How long provisioners have to make up for a sleep of the host's, before it is let be."""
-
 
 class Machine:
     """A microVM, as an async context manager on trio.
@@ -128,8 +120,7 @@ class Machine:
         self.config = config if config is not None else MachineConfig()
         self._plugins = plugins
         self._sink = console
-        self._clocks = clocks
-        self._links: list[GuestLink] = []
+        self._notices = LinkNotices(clocks)
         self._console: SinkService | None = None
         self._timeline = assembly.plan.timeline if assembly is not None else BootTimeline()
         self._scope: AbstractAsyncContextManager[None] | None = None
@@ -207,7 +198,7 @@ class Machine:
                 nursery = await stack.enter_async_context(trio.open_nursery())
                 self._nursery = nursery
                 nursery.start_soon(self._watch, running)
-                self._links = links
+                self._notices.links = links
                 nursery.start_soon(self._make_ready, running, links)
                 if links:
                     nursery.start_soon(self._watch_clocks)
@@ -249,43 +240,8 @@ class Machine:
             log.warning("%s", ended.detail)
 
     async def _watch_clocks(self) -> None:
-        """Tell the links when the host has slept, or its clock was set."""
         await self._ready_known.wait()  # nobody has a clock before
-        if self._clocks is None:
-            await trio.sleep(WATCH_CLOCKS_AFTER_S)
-        from microvm.host_clocks import JumpWatch, SystemClocks
-
-        clocks = self._clocks if self._clocks is not None else SystemClocks()
-        try:
-            watch = JumpWatch(clocks)
-            while True:
-                jump = await watch.next()
-                log.info(
-                    "The host slept %.1f s; its clock was set by %.1f s.",
-                    jump.slept_s,
-                    jump.set_by_s,
-                )
-                if not self._paused:  # `resume` will tell
-                    await self._tell_links("clock_changed", JUMP_WITHIN_S)
-        finally:
-            clocks.close()
-
-    async def _tell_links(self, event: Literal["pausing", "clock_changed"], bound_s: float) -> None:
-        """Call that method of every link at once; none of them can do more than take its time."""
-
-        async def tell(link: GuestLink) -> None:
-            try:
-                await getattr(link, event)()
-            except Exception:
-                # a plugin's or a guest's fault, and neither is to end the machine
-                log.warning("A provisioner's %s failed.", event, exc_info=True)
-
-        if self._outcome is not None:
-            return
-        with trio.move_on_after(bound_s):
-            async with trio.open_nursery() as nursery:
-                for link in self._links:
-                    nursery.start_soon(tell, link)
+        await self._notices.watch_clocks(lambda: self._paused)
 
     async def _make_ready(self, running: RunningMachine, links: list[GuestLink]) -> None:
         """Bring up the links in order, bounded by time and by the machine's own end."""
@@ -483,7 +439,7 @@ class Machine:
             ConfigError: the machine has no provisioner that makes such.
         """
         self._started()
-        for link in self._links:
+        for link in self._notices.links:
             if isinstance(link, kind):
                 return link
         raise ConfigError(
@@ -783,7 +739,7 @@ class Machine:
         self._need(Capability.PAUSE)
         running = self._started()
         if not self._paused:
-            await self._tell_links("pausing", NOTICE_WITHIN_S)
+            await self._notices.pausing()
         await running.pause()
         self._paused = True
 
@@ -793,7 +749,7 @@ class Machine:
         await self._started().resume()
         was_paused, self._paused = self._paused, False
         if was_paused:
-            await self._tell_links("clock_changed", NOTICE_WITHIN_S)
+            await self._notices.resumed()
 
     def _can(self, capability: Capability) -> bool:
         return capability in self._planned().capabilities
