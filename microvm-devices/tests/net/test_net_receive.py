@@ -1,5 +1,7 @@
 """What the guest receives: rows 31, 34, 48 and 49 of the hazard catalogue."""
 
+from collections.abc import Sequence
+
 import pytest
 import trio
 import trio.testing
@@ -8,7 +10,7 @@ from hypothesis import settings as how
 from hypothesis import strategies as st
 
 from microvm.abc import Offload
-from microvm.config import RateLimit
+from microvm.config import MAX_MTU, RateLimit
 from microvm.errors import QueueError
 from microvm_devices.net.device import NetDevice
 from microvm_devices.net.features import (
@@ -22,6 +24,7 @@ from microvm_devices.net.testing import (
     MAC,
     PEER,
     NetDriver,
+    ScriptedLink,
     ScriptedNet,
     ethernet,
     running,
@@ -180,6 +183,33 @@ async def test_48_a_driver_that_can_offer_no_more_loses_the_frame_and_no_other()
     assert device.counters()["received_dropped"] == 1
 
 
+class IovLink(ScriptedLink):
+    """As the kernel, which fills 1024 pieces and no more (readv(2), recvmsg(2))."""
+
+    def receive(self, buffers: Sequence[memoryview]) -> int | None:
+        assert len(buffers) <= 1024
+        return super().receive(buffers)
+
+
+@pytest.mark.parametrize("vnet_header", [False, True])
+async def test_48_buffers_of_very_many_pieces_are_not_collected_without_end(
+    vnet_header: bool,
+) -> None:
+    """Each chain has a table of its own: 64 of 256 pieces would be 16384 for one frame."""
+    net = ScriptedNet(vnet_header=vnet_header, offloads=OFFLOADS)
+    net.links = [link := IovLink()]
+    head = PLAIN if vnet_header else b""
+    device = NetDevice(net, settings(mtu=9000))
+    async with running(device, F_MRG_RXBUF) as driver:
+        for _ in range(64):
+            driver.rx.add(writable=[1] * 256, indirect=True)
+        driver.rx.kick()
+        link.give(head + incoming(bytes(8000)), head + FRAME)
+        with trio.fail_after(5):
+            assert (await driver.received())[1] == FRAME
+    assert device.counters()["received_dropped"] == 1
+
+
 @pytest.mark.parametrize("features", [0, F_MRG_RXBUF])
 @pytest.mark.parametrize("vnet_header", [False, True])
 async def test_48_a_frame_beyond_the_mtu_is_dropped(features: int, vnet_header: bool) -> None:
@@ -192,6 +222,19 @@ async def test_48_a_frame_beyond_the_mtu_is_dropped(features: int, vnet_header: 
             net.link.give(head + incoming(bytes(5000)), head + FRAME)
             assert (await driver.received())[1] == FRAME
     assert device.counters()["received_dropped"] == 2
+
+
+async def test_48_with_the_longest_mtu_a_frame_that_was_cut_off_is_dropped_too() -> None:
+    net = ScriptedNet()
+    device = NetDevice(net, settings(mtu=MAX_MTU))
+    async with running(device, F_MRG_RXBUF) as driver:
+        driver.offer(100)
+        net.link.give(bytes(MAX_FRAME_BYTES + 1))
+        await trio.testing.wait_all_tasks_blocked()
+        net.link.give(FRAME)
+        with trio.fail_after(5):
+            assert (await driver.received())[1] == FRAME
+    assert device.counters()["received_dropped"] == 1
 
 
 @pytest.mark.parametrize("data", [b"", PLAIN[:-1], PLAIN])

@@ -217,7 +217,7 @@ class NetDevice(VirtioDevice):
         from microvm_devices.net.receive import ReceiveFlow
 
         # A link that leaves segments to us gives frames as long as there are.
-        longest = ETHERNET_BYTES + VLAN_BYTES + self._settings.mtu
+        longest = min(ETHERNET_BYTES + VLAN_BYTES + self._settings.mtu, MAX_FRAME_BYTES)
         if negotiated.to_driver & ~Offload.CSUM:
             longest = MAX_FRAME_BYTES
         flow = ReceiveFlow(

@@ -65,7 +65,7 @@ class ReceiveQueue:
     def collect(self, wanted: int) -> bool:
         """Take buffers until one frame of `wanted` bytes has room; False if there are too few.
 
-        Without them the doorbell has been asked for.
+        Then the doorbell has been asked for, unless they are `exhausted`.
 
         Raises:
             QueueError: the driver broke a rule.
@@ -76,6 +76,9 @@ class ReceiveQueue:
             return False
         queue = self._queue
         while self.room < wanted:
+            # One system call takes 1024 pieces: what is here, and one chain of as many more.
+            if len(self.views) >= queue.size:
+                return False
             chain = queue.pop()
             if chain is None:
                 if self._starved:
