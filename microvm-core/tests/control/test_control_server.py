@@ -331,6 +331,25 @@ async def test_who_leaves_gives_up_the_copy(machine_of, place) -> None:
         assert (await ask("info"))[0]["state"] == "running"
 
 
+async def test_who_leaves_without_having_read_an_answer_gives_up_the_copy_too(
+    machine_of, place, caplog
+) -> None:
+    copies = Copies()
+    copies.does = trio.sleep_forever
+    async with machine_of() as machine:
+        copies.into(machine)
+        async with await connected(place) as client:
+            lines = copy_line("info") + copy_line("copy-in", local="/a", guest="/b")
+            await client.send_all(lines)
+            with trio.fail_after(30):
+                while not copies.asked:
+                    await trio.testing.wait_all_tasks_blocked(0.001)
+        with trio.fail_after(30):
+            await copies.cancelled.wait()
+        assert (await ask("info"))[0]["state"] == "running"
+    assert not caplog.records
+
+
 async def test_what_a_copy_fails_by_is_told_whosever_fault(machine_of, place) -> None:
     copies = Copies()
     failures = iter([GuestGone("It is gone."), FileNotFoundError(2, "No such file or directory")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator
@@ -161,8 +162,10 @@ class ControlServer:
         self._must_run()
 
         async def give_up_with_the_client(copying: trio.CancelScope) -> None:
-            data = await stream.receive_some(CHUNK_BYTES)
-            lines.feed(bytes(data))
+            data = b""
+            with contextlib.suppress(trio.BrokenResourceError):
+                data = bytes(await stream.receive_some(CHUNK_BYTES))
+            lines.feed(data)
             if not data:
                 copying.cancel()
 
