@@ -116,8 +116,6 @@ class StreamLink(NetLink):
                 if have >= length:
                     start += PREFIX.size
                     self._start = end = start + length
-                    if not length:
-                        continue
                     first = buffers[0]
                     if len(first) >= length:
                         first[:length] = self._buffer[start:end]
