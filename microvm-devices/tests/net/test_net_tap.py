@@ -166,6 +166,22 @@ async def test_an_interface_that_is_deleted_is_down() -> None:
                 link.send([[PLAIN, bytes(64)]])
 
 
+async def test_a_driver_that_begins_anew_on_a_deleted_interface_finds_it_down() -> None:
+    with tap_interface(NAME, f"{HOST}/24"):
+        device = card(name=NAME)
+        async with device.lifespan():
+            ip("link", "del", NAME)
+            driver = NetDriver()
+            driver.offer(2048)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(driver.drive, device)
+                with trio.fail_after(5):
+                    while not driver.config_changes:  # noqa: ASYNC110 - counted by the double
+                        await trio.sleep(0.01)
+                nursery.cancel_scope.cancel()
+            assert device.read_config(6, 2) == b"\0\0"
+
+
 async def test_one_that_was_not_there_is_made_and_goes_away_again() -> None:
     async with plugin.create({"name": "mvtest9"}).lifespan(1):
         assert "mvtest9" in [name for _, name in socket.if_nameindex()]
@@ -222,6 +238,8 @@ async def test_what_is_no_tap_or_taken_is_told_with_what_to_do(tap: str) -> None
         ({"name": "tap%d"}, "name"),
         ({"name": "tap0", "fds": [3]}, "name"),
         ({"fds": ["3"]}, "fds"),
+        ({"fds": 3}, "fds"),
+        ({"fds": "3"}, "fds"),
         ({"interface": "tap0"}, "interface"),
     ],
 )

@@ -11,7 +11,7 @@ import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Any, Final
 
 import attrs
@@ -53,7 +53,9 @@ def read_options(options: Mapping[str, Any]) -> TapOptions:
             remedy="Use the net backend socket, with a program such as gvproxy or socket_vmnet.",
         )
     check_names("tap", options, ("name", "fds"))
-    name, fds = options.get("name"), tuple(options.get("fds") or ())
+    name, fds = options.get("name"), options.get("fds") or ()
+    if not isinstance(fds, (list, tuple)):
+        raise wrong("tap", "fds", f"must be a list of descriptors, not {fds!r}.")
     if (name is None) == (not fds):
         raise wrong("tap", "name", "must be given, or fds, and not both.")
     if name is not None:
@@ -68,7 +70,7 @@ def read_options(options: Mapping[str, Any]) -> TapOptions:
             raise wrong("tap", "name", f"must be an interface's name, not {name!r}.")
     if not all(isinstance(fd, int) and not isinstance(fd, bool) and fd >= 0 for fd in fds):
         raise wrong("tap", "fds", f"must be descriptors, not {fds!r}.")
-    return TapOptions(name=name, fds=fds)
+    return TapOptions(name=name, fds=tuple(fds))
 
 
 class TapLink(NetLink):
@@ -82,8 +84,11 @@ class TapLink(NetLink):
         self._fd = fd
 
     def accept(self, offloads: Offload) -> None:
-        """As `NetLink.accept`."""
-        _abi.set_offloads(self._fd, sum(flag for offload, flag in _FLAGS if offload in offloads))
+        """As `NetLink.accept`. Of an interface that is gone, `receive` tells."""
+        with suppress(OSError):
+            _abi.set_offloads(
+                self._fd, sum(flag for offload, flag in _FLAGS if offload in offloads)
+            )
 
     def send(self, frames: Sequence[Frame]) -> int:
         """As `NetLink.send`."""
