@@ -106,6 +106,34 @@ async def test_a_file_size_limit_ends_the_capture_and_not_the_network(
     assert (tmp_path / "c").stat().st_size == 200
 
 
+class FullForOneWrite(CaptureFile):
+    """On a disk that is full for the first write; a frame comes while that is under way."""
+
+    def _write(self, fd: int, data: bytes) -> None:
+        if os.fstat(fd).st_size:
+            super()._write(fd, data)
+            return
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
+        try:
+            trio.from_thread.run_sync(self.add, [bytes(50)], 0, 50)
+            super()._write(fd, data)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_behind_a_write_that_failed_nothing_more_is_written(tmp_path: Path) -> None:
+    """It would stand behind half a record."""
+    path = tmp_path / "c"
+    capture = FullForOneWrite(path)
+    async with capture.open():
+        capture.add([bytes(1000)], 0, 1000)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        capture.add([b"lost"], 0, 4)
+    assert path.stat().st_size == 200
+    assert capture.dropped >= 1
+
+
 async def test_a_file_that_can_not_be_written_is_told_before_anything_starts(
     tmp_path: Path,
 ) -> None:

@@ -68,6 +68,7 @@ class CaptureFile:
         self._buffer = bytearray()
         self._length = 0
         self._full = False
+        self._failed = False
         self._more = trio.Event()
         self.dropped = 0
         """Frames that are not in the file."""
@@ -151,15 +152,14 @@ class CaptureFile:
                 await trio.to_thread.run_sync(self._write, fd, data)
 
     def _write(self, fd: int, data: bytes) -> None:
-        """All of `data`, in a thread."""
+        """All of `data`, in a thread; behind a record that was cut off there is nothing more."""
         view = memoryview(data)
         try:
-            while view:
+            while view and not self._failed:
                 view = view[os.write(fd, view) :]
         except OSError as error:
-            if not self._full:
-                self._full = True
-                log.warning("The capture %s ends here: %s.", self._path, error.strerror)
+            self._full = self._failed = True
+            log.warning("The capture %s ends here: %s.", self._path, error.strerror)
 
 
 class CapturingLink(NetLink):
