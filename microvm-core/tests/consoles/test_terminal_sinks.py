@@ -1,13 +1,18 @@
 """Consoles at terminals: ours, and one made for the purpose."""
 
+import contextlib
 import os
 import termios
+import threading
+import time
 import tty
 
 import pytest
 import trio
 import trio.testing
 
+from microvm.consoles.client import ConsoleDoor
+from microvm.consoles.hub import ConsoleHub
 from microvm.consoles.pty_sink import PtySink
 from microvm.consoles.stdio_sink import StdioSink
 
@@ -80,6 +85,40 @@ async def test_one_can_leave_a_guest_that_reads_nothing(served, terminal) -> Non
             await bench.ended.wait()
     assert sink.left
     assert sink.counters()["dropped_bytes"] > 1_000_000
+
+
+async def test_a_terminal_that_has_stopped_is_given_back_all_the_same(terminal) -> None:
+    """Row 62: a write to it hangs in a thread, and must not take the loop along."""
+    person, ours = terminal
+    cooked = termios.tcgetattr(ours)
+    hub = ConsoleHub(lambda call: call())
+    door = ConsoleDoor(hub, lambda data: trio.lowlevel.checkpoint())
+    rescued = threading.Event()
+
+    def drain() -> None:
+        rescued.set()
+        os.set_blocking(person, False)
+        with contextlib.suppress(BlockingIOError):
+            while os.read(person, 65536):
+                time.sleep(0.01)
+
+    rescue = threading.Timer(20, drain)
+    rescue.start()
+    try:
+        async with trio.open_nursery() as nursery:
+            door.serve_in(nursery)
+            async with door.open() as console, trio.open_nursery() as sinking:
+                sinking.start_soon(StdioSink(ours, ours).serve, console)
+                for _ in range(8):
+                    hub.feed(b"x" * 32768)
+                    await trio.testing.wait_all_tasks_blocked(0.05)
+                sinking.cancel_scope.cancel()
+            assert termios.tcgetattr(ours) == cooked
+            assert not rescued.is_set()
+            door.finish()
+    finally:
+        rescue.cancel()
+        drain()
 
 
 async def test_files_in_place_of_a_terminal_pass_as_they_are(served, tmp_path) -> None:

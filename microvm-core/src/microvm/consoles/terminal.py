@@ -52,9 +52,11 @@ def raw_terminal(fd: int, *, enabled: bool = True) -> Iterator[None]:
     if not enabled or not os.isatty(fd):
         yield
         return
+    # Not TCSAFLUSH: what was typed ahead stays. Not TCSADRAIN: it waits for who writes to the
+    # terminal meanwhile (seen in Linux 6.18), and a write to one that has stopped never ends.
     saved = termios.tcgetattr(fd)
-    tty.setraw(fd, termios.TCSADRAIN)  # what was typed ahead stays
+    tty.setraw(fd, termios.TCSANOW)
     try:
         yield
     finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, saved)
+        termios.tcsetattr(fd, termios.TCSANOW, saved)
