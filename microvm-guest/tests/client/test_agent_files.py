@@ -114,6 +114,16 @@ async def test_the_guests_errors_have_its_number_and_show_no_control_characters(
     assert "\x1b" not in str(caught.value)
 
 
+async def test_who_reads_a_file_that_turns_into_something_else_is_told_where_it_reads():
+    async with agent_pair() as (client, agent), trio.open_nursery() as nursery:
+        nursery.start_soon(answering, agent, FILE + Record(RecordKind.DATA, b"x").encode() + FILE)
+        async with client.files.open_read("/x") as stream:
+            assert await stream.receive_some() == b"x"
+            with pytest.raises(GuestProtocolError, match="FILE record within a file"):
+                await stream.receive_some()
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize(
     "records",
     [

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -71,12 +71,8 @@ class AgentFiles(GuestFiles):
         if not path or "\0" in path:
             raise ConfigError("A path in the guest is not empty and holds no NUL byte.")
         async with self._launch((word, path)) as process:
-            try:
+            with _violations():
                 yield _Operation(process, path)
-            except ProtocolViolation as violation:
-                raise GuestProtocolError(
-                    f"The guest's agent broke the protocol with a file: it sent {violation}."
-                ) from violation
 
     async def _do(self, word: str, path: str) -> None:
         """An operation that says nothing but that it is done."""
@@ -177,6 +173,17 @@ class AgentFiles(GuestFiles):
         await self._do("rmtree" if tree else "remove", path)
 
 
+@contextmanager
+def _violations() -> Iterator[None]:
+    """What is not in the protocol is the guest's error."""
+    try:
+        yield
+    except ProtocolViolation as violation:
+        raise GuestProtocolError(
+            f"The guest's agent broke the protocol with a file: it sent {violation}."
+        ) from violation
+
+
 class _Operation:
     """One FILES command: records in and out, and its end."""
 
@@ -274,15 +281,16 @@ class FileReader(trio.abc.ReceiveStream):
         await trio.lowlevel.checkpoint()
         if max_bytes is not None and max_bytes < 1:
             raise ValueError("max_bytes must be >= 1")
-        while not self._rest and not self._ended:
-            record = await self._operation.next_record()
-            if record.kind is RecordKind.DATA:
-                self._rest = record.payload
-            elif record.kind is RecordKind.END:
-                self._ended = True
-                await self._operation.finish()
-            else:
-                raise ProtocolViolation(f"a {record.kind.name} record within a file")
+        with _violations():
+            while not self._rest and not self._ended:
+                record = await self._operation.next_record()
+                if record.kind is RecordKind.DATA:
+                    self._rest = record.payload
+                elif record.kind is RecordKind.END:
+                    self._ended = True
+                    await self._operation.finish()
+                else:
+                    raise ProtocolViolation(f"a {record.kind.name} record within a file")
         end = len(self._rest) if max_bytes is None else max_bytes
         data, self._rest = self._rest[:end], self._rest[end:]
         return data
@@ -309,7 +317,8 @@ class FileWriter(trio.abc.SendStream):
             for start in range(0, len(view), MAX_RECORD):
                 record = Record(RecordKind.DATA, bytes(view[start : start + MAX_RECORD]))
                 if not await self._operation.send(record.encode()):
-                    await self._operation.finish()
+                    with _violations():
+                        await self._operation.finish()
 
     async def wait_send_all_might_not_block(self) -> None:
         """At once: how far ahead one may be is `send_all`'s to know."""

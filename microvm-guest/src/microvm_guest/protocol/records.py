@@ -122,7 +122,8 @@ class RecordReader:
         if len(self._buffer) < HEADER.size:
             return None
         length, kind, zero, zeros = HEADER.unpack_from(self._buffer)
-        if length > MAX_RECORD or kind not in _KINDS or zero or zeros:
+        empty = kind == RecordKind.DATA and not length  # there could be any number of them
+        if length > MAX_RECORD or kind not in _KINDS or zero or zeros or empty:
             raise ProtocolViolation(f"a record of kind {kind} and {length} bytes")
         end = HEADER.size + length
         if len(self._buffer) < end:
