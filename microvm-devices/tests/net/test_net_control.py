@@ -3,12 +3,16 @@
 import struct
 import tracemalloc
 
+import attrs
 import pytest
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
 from microvm.errors import QueueError
+from microvm.testing.queue_driver import activation
+from microvm.virtio.queue import VirtQueue
 from microvm_devices.net.control import ERR, OK, Control
 from microvm_devices.net.device import NetDevice
 from microvm_devices.net.features import F_CTRL_VQ, F_MQ
@@ -119,6 +123,37 @@ async def test_without_mq_the_control_queue_is_the_third_however_many_pairs_ther
     async with running(NetDevice(ScriptedNet(), settings(queues=4)), F_CTRL_VQ) as driver:
         assert await driver.command(RX, 0, 1) == OK
         assert await driver.command(MQ, 0, b"\1\0") == ERR
+
+
+async def test_31_commands_that_come_while_others_are_served_are_not_forgotten() -> None:
+    """Row 31: a vCPU asks again as soon as it has its answer, while the device is at it."""
+    device = NetDevice(ScriptedNet(), settings())
+    driver = NetDriver(F_CTRL_VQ, size=4)
+    left = 20
+
+    class Quick(VirtQueue):
+        __slots__ = ()
+
+        def add_used(self, head: int, written: int) -> None:
+            nonlocal left
+            super().add_used(head, written)
+            driver.control.used()
+            if left:
+                left -= 1
+                driver.control.add([b"\0\0\1"], [1])
+                driver.control.kick()
+
+    driver.control.add([b"\0\0\1"], [1])
+    driver.control.kick()
+    active = activation(*driver.queues, features=driver.features)
+    quick = Quick(driver.memory, driver.control.layout, features=driver.features)
+    queues = (*active.queues[:2], attrs.evolve(active.queues[2], queue=quick))
+    async with device.lifespan(), trio.open_nursery() as nursery:
+        nursery.start_soon(device.run, attrs.evolve(active, queues=queues))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert left == 0
+    assert driver.control.used_elements() == []
 
 
 @pytest.mark.parametrize("readable", [[], [b"\0"], [b"\0", b"\0", b"\1"], [bytes(1 << 20)]])

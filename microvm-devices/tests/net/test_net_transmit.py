@@ -236,6 +236,30 @@ async def test_a_run_that_ends_while_the_link_is_full_goes_on_where_it_stood() -
         assert (queue.next_avail, queue.in_flight) == (1, 0)
 
 
+class HalfSentLink(ScriptedLink):
+    """Has kept a piece of a frame from before a pause."""
+
+    flushed = False
+
+    @property
+    def blocked(self) -> bool:
+        return not self.flushed
+
+    async def wait_writable(self) -> None:
+        await super().wait_writable()
+        self.flushed = True
+
+
+async def test_the_rest_of_a_frame_goes_out_after_a_pause_though_nothing_else_is_sent() -> None:
+    net = ScriptedNet()
+    net.links = [link := HalfSentLink()]
+    async with running(NetDevice(net, settings())) as driver:
+        # As each run's first wait does (`RunDoorbell`).
+        driver.tx.doorbell.ring()
+        await trio.testing.wait_all_tasks_blocked()
+        assert link.flushed
+
+
 async def test_46_and_31_frames_offered_while_the_device_sleeps_are_never_forgotten() -> None:
     """Row 31: one by one, and each waits for the device's notice of the last."""
     net = ScriptedNet()

@@ -240,18 +240,21 @@ class NetDevice(VirtioDevice):
         queue = active.queue
         while True:
             await active.doorbell.wait()
-            for chain in queue.pop_all():
-                if not chain.writable:
-                    raise QueueError("A control command has no room for its answer.")
-                size = min(chain.readable_len, MAX_COMMAND_BYTES + 1)
-                ack = control.command(gather(chain.readable, size) if size else b"")
-                if ack:
-                    self._counts.errors += 1
-                chain.writable[0][0] = ack
-                queue.add_used(chain.head, 1)
-                steering.use(control.pairs)
-            active.notify()
-            await trio.lowlevel.checkpoint()
+            busy = True
+            while busy:
+                for chain in queue.pop_all():
+                    if not chain.writable:
+                        raise QueueError("A control command has no room for its answer.")
+                    size = min(chain.readable_len, MAX_COMMAND_BYTES + 1)
+                    ack = control.command(gather(chain.readable, size) if size else b"")
+                    if ack:
+                        self._counts.errors += 1
+                    chain.writable[0][0] = ack
+                    queue.add_used(chain.head, 1)
+                    steering.use(control.pairs)
+                active.notify()
+                await trio.lowlevel.checkpoint()
+                busy = queue.enable_notification()
 
 
 class _Steering:

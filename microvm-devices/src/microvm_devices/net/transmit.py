@@ -152,10 +152,10 @@ class TransmitFlow:
     def _send(self) -> bool:
         """Give the link what was taken, and hand back what it took; whether to wait for it."""
         taken = self._taken
-        if not taken:
-            return False
-        frames = [entry.frame for entry in taken if entry.frame is not None]
         link = self._link
+        if not taken:
+            return link.blocked and not self._port.down
+        frames = [entry.frame for entry in taken if entry.frame is not None]
         counts = self._counts
         sent = 0
         blocked = False
