@@ -92,7 +92,11 @@ async def test_a_terminal_that_has_stopped_is_given_back_all_the_same(terminal) 
     person, ours = terminal
     cooked = termios.tcgetattr(ours)
     hub = ConsoleHub(lambda call: call())
-    door = ConsoleDoor(hub, lambda data: trio.lowlevel.checkpoint())
+
+    async def take(data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+
+    door = ConsoleDoor(hub, take)
     rescued = threading.Event()
 
     def drain() -> None:
