@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.guest.conftest import static_program
 from tests.guest.net_peer import check_traffic, peer_at, shell
 
 from microvm import Machine, MachineConfig, NetConfig
+from microvm.testing.namespace import ip, tap_interface
 
 pytestmark = pytest.mark.linux_guest
 
@@ -23,6 +25,17 @@ PASST_SIZE = (2 if os.environ.get("MICROVM_LAB") else 16) << 20
 """passt is a program of the host, and the lab's CPU is one in software."""
 
 needs_passt = pytest.mark.skipif(shutil.which("passt") is None, reason="passt is not installed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interface() -> Iterator[None]:
+    """passt wants one with a default route: the lab has none, so it gets one that leads nowhere."""
+    if not os.environ.get("MICROVM_LAB"):
+        yield
+        return
+    with tap_interface("mvnowhere", "192.0.2.2/24"):
+        ip("route", "add", "default", "via", "192.0.2.1")
+        yield
 
 
 @pytest.fixture(scope="session")
