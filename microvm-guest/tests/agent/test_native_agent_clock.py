@@ -12,37 +12,46 @@ DRIVER = r"""
 #include <time.h>
 #include "clock.h"
 
-static unsigned long long real_s = 5, boot_s = 100; /* a guest without a clock chip, just booted */
+#define S 1000000000ull
+#define MS 1000000ull
+
+/* A guest without a clock chip, just booted: */
+static unsigned long long real = 5 * S, boot = 100 * S;
 
 int fake_gettime(clockid_t id, struct timespec *now)
 {
-    *now = (struct timespec){.tv_sec = (time_t)(id == CLOCK_REALTIME ? real_s : boot_s)};
+    unsigned long long ns = id == CLOCK_REALTIME ? real : boot;
+    *now = (struct timespec){.tv_sec = (time_t)(ns / S), .tv_nsec = (long)(ns % S)};
     return 0;
 }
 
 int fake_settime(clockid_t id, const struct timespec *value)
 {
     (void)id;
-    real_s = (unsigned long long)value->tv_sec;
+    real = (unsigned long long)value->tv_sec * S + (unsigned long long)value->tv_nsec;
     return 0;
 }
 
 int main(int argc, char **argv)
 {
     char what[16];
-    unsigned long long seconds;
+    unsigned long long number;
     clock_own(argc == 1 || strcmp(argv[1], "foreign") != 0);
-    while (scanf("%15s %llu", what, &seconds) == 2) {
+    while (scanf("%15s %llu", what, &number) == 2) {
         if (strcmp(what, "hint") == 0)
-            clock_hint(seconds * 1000000000ull);
+            clock_hint(number * S);
+        else if (strcmp(what, "hint-ms") == 0)
+            clock_hint(number * MS);
+        else if (strcmp(what, "resumed-ms") == 0)
+            clock_catch_up(number * MS);
         else if (strcmp(what, "set") == 0)
-            clock_set(seconds * 1000000000ull);
+            clock_set(number * S);
         else if (strcmp(what, "pass") == 0)
-            real_s += seconds, boot_s += seconds;
+            real += number * S, boot += number * S;
         else if (strcmp(what, "user") == 0)
-            real_s = seconds;
+            real = number * S;
     }
-    printf("%llu\n", real_s);
+    printf("%llu\n", real / (argc > 1 && strcmp(argv[1], "ms") == 0 ? MS : S));
 }
 """
 
@@ -113,3 +122,21 @@ def test_sleep_is_made_up_for_after_set_clock_too(clock):
 
 def test_a_clock_that_is_not_the_agents_own_is_left_alone(clock):
     assert clock("hint 1000000 set 7 hint 2000000", "foreign") == 5
+
+
+def test_less_than_a_second_is_made_up_for_when_the_guest_goes_on_and_only_then(clock):
+    assert clock("hint 1000 hint-ms 1000700", "ms") == 1_000_000
+    assert clock("hint 1000 resumed-ms 1000700", "ms") == 1_000_700
+    assert clock("hint 1000 pass 9 resumed-ms 1009020 resumed-ms 1009020", "ms") == 1_009_020
+
+
+def test_a_word_that_was_long_on_its_way_moves_nothing_then_either(clock):
+    assert clock("hint 1000 pass 10 resumed-ms 1009500", "ms") == 1_010_000
+
+
+def test_a_clock_that_was_set_on_purpose_keeps_its_offset_then_too(clock):
+    assert clock("hint 1000 user 50 resumed-ms 1000300", "ms") == 50_300
+
+
+def test_a_guest_that_was_never_told_the_time_is_told_it_then(clock):
+    assert clock("resumed-ms 1000300", "ms") == 1_000_300
