@@ -101,6 +101,26 @@ async def test_a_passt_that_dies_takes_the_carrier_and_not_the_machine(
     assert "passt ended with code -9" in caplog.text
 
 
+async def test_a_passt_that_dies_under_a_guest_that_sends_is_told_with_how_it_ended(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is the sender that notices, where nothing is to be received for want of buffers."""
+    device = NetDevice(plugin.create({}), settings(mtu=1500))
+    async with running(device) as driver:
+        driver.offer(2048)
+        driver.send(arp_request("10.9.8.1"))
+        await received(driver, 0x806)
+        (process,) = children()
+        os.kill(process, signal.SIGKILL)
+        with trio.fail_after(10):
+            while not driver.config_changes:
+                driver.send(ethernet())
+                await trio.sleep(0.01)
+        await driver.tx.wait_used(2)
+    assert device.counters()["sent_dropped"] >= 1
+    assert "passt ended with code -9" in caplog.text
+
+
 async def test_a_passt_that_never_was_up_is_told_in_its_own_words() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

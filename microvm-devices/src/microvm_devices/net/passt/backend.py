@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import socket
 import subprocess
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -27,6 +27,8 @@ from microvm_devices.net.stream import StreamLink
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from microvm.abc import Frame
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +44,29 @@ class PasstLink(StreamLink):
         super().__init__(sock)
         self._passt = passt
         self._ended = False
+        self._broken = False
+        """As sending has found; what it has sent may still be there."""
         self.heard = False
         """Whether anything ever came: passt was up."""
+
+    def send(self, frames: Sequence[Frame]) -> int:
+        """As `NetLink.send`."""
+        if self._broken:
+            return 0
+        try:
+            return super().send(frames)
+        except NetLinkDown:
+            self._broken = True
+            return 0
+
+    async def wait_writable(self) -> None:
+        """As `NetLink.wait_writable`."""
+        if not self._broken:
+            with suppress(NetLinkDown):
+                await super().wait_writable()
+                return
+            self._broken = True
+        raise await self._down()
 
     def receive(self, buffers: Sequence[memoryview]) -> int | None:
         """As `NetLink.receive`."""
@@ -63,7 +86,12 @@ class PasstLink(StreamLink):
         if not self._ended:
             await super().wait_readable()
             return
-        raise NetLinkDown(await self._passt.ended())
+        raise await self._down()
+
+    async def _down(self) -> NetLinkDown:
+        with trio.move_on_after(END_WITHIN_S):
+            return NetLinkDown(await self._passt.ended())
+        return NetLinkDown("passt hung up, and has not ended.")
 
 
 class Passt:
