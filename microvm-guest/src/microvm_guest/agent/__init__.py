@@ -107,7 +107,7 @@ CFLAGS: tuple[str, ...] = (
 """Small, static and the same bytes from the same compiler: no build id, no debug sections."""
 
 COMPILERS: tuple[str, ...] = ("musl-gcc", "gcc")
-"""By preference: the agent has less than 160 KiB with musl, and about seven times that with glibc."""
+"""By preference: the agent has less than 160 KiB with musl, about seven times that with glibc."""
 
 
 @functools.cache
