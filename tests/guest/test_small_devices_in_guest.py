@@ -14,7 +14,7 @@ import microvm_devices.vsock.plugin
 import microvm_guest.plugin
 import microvm_kvm.plugin
 import microvm_qemu.plugin
-from microvm import DeviceConfig, Machine, MachineConfig
+from microvm import ConsoleConfig, DeviceConfig, Machine, MachineConfig, OutcomeReason
 from microvm.abc import VirtioDevice
 from microvm.plugins import DeviceFactory
 from microvm.testing.plugins import plugin_manager
@@ -126,6 +126,28 @@ async def test_what_is_printed_to_hvc0_is_kept_on_the_host(slower: int) -> None:
     async with machine_with(console) as machine:
         await shell(machine, "echo printed by the guest > /dev/hvc0")
         await until(lambda: "printed by the guest" in console.hub.tail(), slower)
+
+
+@pytest.mark.usefixtures("own_vmm")
+async def test_the_machines_own_console_can_be_hvc0(tmp_path: Path, slower: int) -> None:
+    console = ConsoleConfig(device="virtio", output="file", path=tmp_path / "log")
+    async with Machine(MachineConfig(console=console, cmdline="ignore_loglevel")) as machine:
+        await machine.wait_ready()
+        before = sum(machine.exit_counts.values())
+        await shell(machine, "seq 2000 > /dev/hvc0")
+        assert sum(machine.exit_counts.values()) - before < 1000  # for 8893 bytes
+        async with machine.spawn(["sh", "-c", "read line < /dev/hvc0; echo got $line"]) as shown:
+            with trio.fail_after(30 * slower):
+                async with await machine.open_console() as stream:
+                    await stream.send_all(b"typed by the host\n")
+                    assert await shown.stdout.receive_some() == b"got typed by the host\n"
+        async with machine.spawn(["sh", "-c", "echo c > /proc/sysrq-trigger"]):
+            outcome = await machine.wait()
+    assert outcome.reason is OutcomeReason.PANIC
+    text = (tmp_path / "log").read_text()
+    # From the first word on, also those before there was an hvc0.
+    for words in ("Linux version", "console [hvc0] enabled", "\n2000\n", "Kernel panic - not"):
+        assert words in text.replace("\r", "")
 
 
 # --- balloon -----------------------------------------------------------------------------------

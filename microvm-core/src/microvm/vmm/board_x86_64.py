@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     from microvm.memory import GuestMemory
 
 CONSOLE_WORDS: Final = {
-    ConsoleDevice.SERIAL: "console=ttyS0",
-    # What the kernel says before it has the driver is not shown: Linux prints it anew when the
-    # console comes to be, but before the driver would take it (virtio_console.c,
+    ConsoleDevice.SERIAL: ("console=ttyS0",),
+    # Until the console's driver is there, by the serial port, with hardly an exit where all is
+    # quiet. Else nobody would see what was said by then, a panic's words among it: Linux prints its
+    # log anew when the console comes to be, but before the driver would take it (virtio_console.c,
     # init_port_console: hvc_alloc comes before the port is in the list that put_chars looks in).
-    ConsoleDevice.VIRTIO: "console=hvc0",
+    ConsoleDevice.VIRTIO: ("console=hvc0", f"earlycon=uart8250,io,{layout.COM1:#x}"),
 }
 KERNEL_WORDS: Final = (
     # Errors still show, and so does everything from a panic on.
@@ -50,7 +51,7 @@ KERNEL_WORDS: Final = (
 
 def kernel_words(config: MachineConfig) -> Sequence[str]:
     """What every guest on this board has to be told."""
-    return (CONSOLE_WORDS[config.console.device], *KERNEL_WORDS)
+    return (*CONSOLE_WORDS[config.console.device], *KERNEL_WORDS)
 
 
 def device_words(count: int) -> Sequence[str]:
