@@ -215,12 +215,16 @@ def test_each_way_ends_by_itself(server):
 
 
 def test_a_reader_that_stops_holds_up_its_writer_and_nobody_else(server):
-    with service() as (listener, _), through(server, listener) as (client, _):
-        client.setblocking(False)
+    """Not even itself: what it writes goes on, where microsocks waits in its write."""
+    with service() as (listener, _), through(server, listener) as (client, slow):
+        client.settimeout(0.5)
         sent = 0
-        with pytest.raises(BlockingIOError):
+        with pytest.raises(TimeoutError):
             while sent < 256 * MIB:
                 sent += client.send(bytes(65536))
+        slow.sendall(b"the other way")
+        client.settimeout(30)
+        assert client.recv(99) == b"the other way"
         with through(server, listener) as (other, there):
             other.sendall(b"through")
             assert there.recv(9) == b"through"
