@@ -158,6 +158,7 @@ ENDS = [
 ]
 
 
+@pytest.mark.smp
 @pytest.mark.parametrize(("command", "reason"), ENDS)
 @pytest.mark.parametrize("vcpus", [1, 2])
 async def test_a_guest_whose_kernel_is_ended_in_mid_command_is_gone_and_told_how(

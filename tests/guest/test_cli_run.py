@@ -77,6 +77,7 @@ def test_timing_goes_to_stderr_alone(cli) -> None:
     assert b"total" in done.stderr
 
 
+@pytest.mark.smp
 def test_memory_and_cpus_are_as_asked(cli) -> None:
     script = "nproc; awk '/MemTotal/{print int($2/1024)}' /proc/meminfo"
     done = cli("run", "--mem-size-mib", "256", "--vcpus", "2", "--", "sh", "-c", script)

@@ -44,6 +44,12 @@ def udp_ping(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return static_program("udp_ping", tmp_path_factory.mktemp("udp_ping"))
 
 
+@pytest.fixture(scope="session")
+def net_channels(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A static program for the guest; see net_channels.c."""
+    return static_program("net_channels", tmp_path_factory.mktemp("net_channels"))
+
+
 def with_passt(**options: object) -> MachineConfig:
     return MachineConfig(nets=(NetConfig(backend="passt", options=options),))
 
@@ -122,6 +128,7 @@ async def test_two_networks_are_two_interfaces_in_their_order(leaves_nothing: No
     assert text.split() == ["02:00:00:00:00:0a", "02:00:00:00:00:0b", "1400"]
 
 
+@pytest.mark.smp
 @needs_passt
 async def test_several_queues_carry_the_same_bytes(udp_ping: bytes) -> None:
     net = NetConfig(backend="passt", options={"host_access": True}, queues=2)
@@ -130,6 +137,22 @@ async def test_several_queues_carry_the_same_bytes(udp_ping: bytes) -> None:
         assert (await shell(machine, "ls -d /sys/class/net/eth0/queues/tx-*")).count("tx-") == 2
         gateway = await shell(machine, GATEWAY)
         await check_traffic(machine, peer, gateway, udp_ping)
+
+
+@needs_passt
+async def test_a_guest_may_use_fewer_pairs_of_queues_than_it_has_and_more_again(
+    udp_ping: bytes, net_channels: bytes
+) -> None:
+    net = NetConfig(backend="passt", options={"host_access": True}, queues=2)
+    config = MachineConfig(nets=(net,), vcpu_count=2)
+    async with peer_at("127.0.0.1", PASST_SIZE) as peer, Machine(config) as machine:
+        gateway = await shell(machine, GATEWAY)
+        for name, program in (("udp_ping", udp_ping), ("net_channels", net_channels)):
+            await shell(machine, f"cat >/tmp/{name}; chmod +x /tmp/{name}", program)
+        for pairs in (1, 2, 1, 2):
+            await shell(machine, f"/tmp/net_channels eth0 {pairs}")
+            answer = await shell(machine, f"/tmp/udp_ping {gateway} {peer.echo} 100 1000")
+            assert (pairs, answer) == (pairs, "100")
 
 
 def test_bytes_pass_by_tap_both_ways_and_a_ping_comes_back(udp_ping: bytes, tmp_path: Path) -> None:

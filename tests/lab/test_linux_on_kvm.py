@@ -55,6 +55,7 @@ async def test_a_kernel_boots_and_runs_commands(kernel: str) -> None:
     assert (b"cloud" in result.stdout) == ("cloud" in kernel)
 
 
+@pytest.mark.smp
 @pytest.mark.parametrize("vcpus", [1, 2, 4])
 @pytest.mark.parametrize("kernel", KERNELS)
 async def test_a_guest_has_as_many_cpus_as_asked(kernel: str, vcpus: int) -> None:
@@ -95,6 +96,7 @@ ENDS = {
 }
 
 
+@pytest.mark.smp
 @pytest.mark.parametrize(("command", "words", "reason"), ENDS.values(), ids=ENDS)
 @pytest.mark.parametrize("vcpus", [1, 2])
 async def test_each_end_of_a_guest_is_told_apart(
@@ -122,6 +124,7 @@ async def test_a_kernel_with_acpi_powers_off_by_it() -> None:
         assert machine.exit_counts["pio-write 0x600"] == 1
 
 
+@pytest.mark.smp
 async def test_a_guest_is_paused_and_its_clock_told() -> None:
     async with Machine(on_kvm(vcpu_count=2)) as machine:
         guest = await machine.wait_ready()

@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python tools/lab", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--cpus", type=int, default=1, help="vCPUs (1)")
+    parser.add_argument("--cpus", type=int, default=2, help="vCPUs (2)")
     parser.add_argument("--mem-mib", type=int, default=3072, help="memory (3072)")
     parser.add_argument("--within", type=float, default=600, metavar="S", help="time bound (600)")
     parser.add_argument(
