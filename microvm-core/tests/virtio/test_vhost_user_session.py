@@ -343,6 +343,85 @@ def test_reset_owner_disables_every_ring(vmm: FrontEnd) -> None:
     assert vmm.session.take_plan() is not None
 
 
+# --- a network card's pairs ----------------------------------------------------------------------
+
+
+class Card(Device):
+    """Two pairs and control, which QEMU keeps."""
+
+    device_id = 1
+    queue_max_sizes = (64, 64, 64, 64, 64)
+
+
+@pytest.fixture
+def card() -> FrontEnd:
+    front_end = FrontEnd(Session(Card()))
+    front_end.introduce(rings=4)
+    front_end.features()
+    front_end.memory()
+    return front_end
+
+
+def rings_of(vmm: FrontEnd) -> list[int] | None:
+    plan = vmm.session.take_plan()
+    return None if plan is None else [ring.ring.index for ring in plan.rings]
+
+
+def test_a_network_card_runs_with_the_pairs_that_are_enabled(card: FrontEnd) -> None:
+    """A driver uses as many of the pairs it has set up as it likes (virtio 1.2, 5.1.6.5.6)."""
+    for index in range(4):
+        card.enable(index)
+    for index in range(4):
+        assert rings_of(card) is None
+        card.ring(index)
+    assert rings_of(card) == [0, 1, 2, 3]
+    for index in (2, 3):
+        assert card.stops(Request.SET_VRING_ENABLE, VringState(index=index, num=0))
+        card.enable(index, False)
+        assert rings_of(card) == [0, 1]
+    card.enable(2)
+    assert rings_of(card) == [0, 1]
+    card.enable(3)
+    assert rings_of(card) == [0, 1, 2, 3]
+
+
+def test_a_card_whose_driver_begins_with_one_pair_of_two_runs_with_it(card: FrontEnd) -> None:
+    for index in range(2):
+        card.enable(index)
+    for index in range(4):
+        card.ring(index)
+    assert rings_of(card) == [0, 1]
+
+
+def test_a_card_runs_anew_when_its_last_pair_in_use_is_there_again(card: FrontEnd) -> None:
+    """A reset with one of two pairs in use, as QEMU stops rings: by GET_VRING_BASE alone."""
+    for index in range(2):
+        card.enable(index)
+    for index in range(4):
+        card.ring(index)
+    assert rings_of(card) == [0, 1]
+    for index in range(4):
+        card.send(Request.GET_VRING_BASE, VringState(index=index, num=0))
+        assert rings_of(card) is None
+    card.ring(0)
+    assert rings_of(card) is None
+    card.ring(1)
+    assert rings_of(card) == [0, 1]
+
+
+def test_a_card_without_a_whole_pair_does_not_run(card: FrontEnd) -> None:
+    for index in range(4):
+        card.ring(index)
+        assert rings_of(card) is None
+    card.enable(0)
+    assert rings_of(card) is None
+    card.enable(2)
+    card.enable(3)
+    assert rings_of(card) is None
+    card.enable(1)
+    assert rings_of(card) == [0, 1, 2, 3]
+
+
 # --- addresses ---------------------------------------------------------------------------------
 
 

@@ -57,8 +57,7 @@ def _net_arguments(device: VirtioDevice, *, chardev: str, bus: str, vcpu_count: 
     """A network device is in two parts: virtio-net in front of a vhost-user network.
 
     Configuration space and control queue are QEMU's own; of features it offers what both sides
-    can. It starts the pairs of queues that the driver uses, and Linux uses one for each CPU: more
-    of them would be waited for in vain.
+    can. Linux uses a pair of queues for each CPU at most: more of them would be of no use.
     """
     mac, _, pairs, mtu = NET_CONFIG.unpack(device.read_config(0, NET_CONFIG.size))
     pairs = min(pairs, vcpu_count)

@@ -17,6 +17,12 @@ enables the first, so that naming has ended when enabling begins; or, as QEMU do
 card, it enables all that the driver will use before it completes the first. An old one that does
 not enable (QEMU up to 7.1) gives each ring its call at the very beginning, long before their
 addresses.
+
+A network card is the exception: its driver sets up all pairs of queues and uses as many as it
+likes (virtio 1.2, 5.1.6.5.6), and a front end that keeps the control queue to itself tells us by
+enabling those. It runs with the pairs, from the first on, that are enabled, when these are
+complete; each change of their number is another run.
+
 The document starts a ring at its first kick; we take the arrival of the kick descriptor for it,
 as others do, since a device has things to tell (vsock: a host's connection) before the driver
 first kicks the ring that answers.
@@ -45,6 +51,7 @@ card's, never sends DRIVER_OK; whoever waits for that waits for ever.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -53,6 +60,7 @@ import attrs
 from microvm.abc import VirtioDevice
 from microvm.errors import BackendError
 from microvm.virtio.features import ANY_LAYOUT, NOTIFY_ON_EMPTY, RING_FEATURES, RING_RESET
+from microvm.virtio.ids import DeviceType
 from microvm.virtio.queue import MAX_INDEX
 from microvm.virtio.vhost_user.message import (
     CONFIG_CHANGED,
@@ -77,6 +85,9 @@ from microvm.virtio.vhost_user.plan import Handle, Ring, RunPlan
 
 # Bits that a VMM may offer its guest by itself and then pass on to us. None changes what we see.
 _OF_THE_VMM: Final = NOTIFY_ON_EMPTY | ANY_LAYOUT | RING_RESET
+
+_NET_F_CTRL_VQ: Final = 1 << 17
+"""There is a control queue (virtio 1.2, 5.1.3)."""
 
 
 @attrs.frozen(kw_only=True)
@@ -166,6 +177,8 @@ class Session:
         if not self._run_is_due or self.features is None or not self.regions:
             return None
         rings = [ring for ring in self.rings if self._is_named(ring)]
+        if self._runs_by_pairs:
+            rings = _enabled_pairs(rings)
         if not rings or rings[-1].index >= len(rings):
             return None
         if not all(ring.complete and (ring.enabled or not self._enables) for ring in rings):
@@ -181,6 +194,11 @@ class Session:
     def _enables(self) -> bool:
         """Whether rings wait for SET_VRING_ENABLE."""
         return bool((self.features or 0) & F_PROTOCOL_FEATURES)
+
+    @property
+    def _runs_by_pairs(self) -> bool:
+        control = (self.features or 0) & _NET_F_CTRL_VQ
+        return self._enables and self.device.device_id == DeviceType.NET and not control
 
     def _is_named(self, ring: Ring) -> bool:
         return ring.named or not (self._enables or (ring.call is None and ring.err is None))
@@ -200,6 +218,12 @@ class Session:
                 if handle is not None:
                     handle.close()
             ring.kick = ring.call = ring.err = None
+
+
+def _enabled_pairs(rings: Sequence[Ring]) -> list[Ring]:
+    """The whole pairs, from the first on, that are enabled."""
+    enabled = list(itertools.takewhile(lambda ring: ring.enabled, rings))
+    return enabled[: len(enabled) & ~1]
 
 
 # --- requests, in the order of the document --------------------------------------------------
