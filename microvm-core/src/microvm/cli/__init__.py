@@ -19,6 +19,7 @@ COMMANDS = (
     "run",
     "shell",
     "socks5",
+    "vpn",
     "ls",
     "console",
     "stats",

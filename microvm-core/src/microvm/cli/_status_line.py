@@ -16,6 +16,11 @@ class StatusLine:
         self._stream = stream if stream is not None and stream.isatty() else None
         self._shown = ""
 
+    @property
+    def live(self) -> bool:
+        """Whether somebody sees it."""
+        return self._stream is not None
+
     def show(self, text: str) -> None:
         """Show this, in place of what was there."""
         if self._stream is not None and text != self._shown:

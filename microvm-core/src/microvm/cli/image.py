@@ -89,6 +89,11 @@ def _add_disk_options(build: argparse.ArgumentParser) -> None:
         help="names of Debian packages, with commas between them",
     )
     disk.add_argument(
+        "--variant",
+        metavar="NAME",
+        help="the disk that a provisioner starts from, and the guest image with it: vpn",
+    )
+    disk.add_argument(
         "--format", metavar="FS", help="erofs (default), squashfs, or ext4, which can be written"
     )
     disk.add_argument(
@@ -141,6 +146,8 @@ def run(args: argparse.Namespace) -> int:
 def _build(args: argparse.Namespace) -> int:
     from microvm_guest.image import ImageSpec, build_image, progress_for
 
+    if args.variant is not None:
+        return _build_variant(args)
     if args.packages is not None:
         return _build_disk(args)
     if alone := [f"--{name.replace('_', '-')}" for name in _OF_DISKS if getattr(args, name)]:
@@ -158,6 +165,27 @@ def _build(args: argparse.Namespace) -> int:
         _print_json(_as_json(image))
     else:
         print(image.path)
+    return 0
+
+
+def _build_variant(args: argparse.Namespace) -> int:
+    """The image, unless it is there, and the disk that a provisioner starts it from."""
+    import attrs
+
+    from microvm_guest.image import ImageSpec, build_image, compose, progress_for
+    from microvm_guest.image.variants import variant
+
+    others = [*_OF_DISKS, *_OF_KERNELS, "packages"]
+    given = [name for name in others if name not in ("fresh", "force") and getattr(args, name)]
+    if given:
+        args.parser.error(f"--{given[0].replace('_', '-')} can't be given for a variant")
+    spec = attrs.evolve(variant(args.variant), fresh=args.fresh, force=args.force)
+    build_image(ImageSpec(), progress_for(sys.stderr, quiet=args.quiet))
+    disk = compose(spec, progress_for(sys.stderr, quiet=args.quiet))
+    if args.json:
+        _print_json(_disk_as_json(disk))
+    else:
+        print(disk.path)
     return 0
 
 

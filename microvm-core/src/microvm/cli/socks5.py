@@ -56,8 +56,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(func=run)
 
 
-def parse_listen(text: str) -> TcpAddress | UnixAddress:
-    """Where ``--listen`` says to listen.
+def parse_listen(text: str, option: str = "--listen") -> TcpAddress | UnixAddress:
+    """Where ``--listen``, or an option of another name, says to listen.
 
     Raises:
         ConfigError: it is no such place.
@@ -70,7 +70,7 @@ def parse_listen(text: str) -> TcpAddress | UnixAddress:
     match = _TCP.fullmatch(text)
     if match is None:
         raise ConfigError(
-            f"--listen takes ADDR:PORT or unix:PATH, not {text!r}.",
+            f"{option} takes ADDR:PORT or unix:PATH, not {text!r}.",
             remedy=f"For example {DEFAULT_LISTEN}, [::1]:1080 or unix:/run/user/1000/socks.sock.",
         )
     host = match["v6"] or match["v4"] or "127.0.0.1"

@@ -7,8 +7,8 @@ leak: without the interface its route is gone, and what is left refuses at once.
 
 Three rules, before the kernel's own first (which is for addresses of the guest's):
 
-1. packets from the server's port go by the kernel's table of own addresses, or else: its answers
-   to those who speak SOCKS5 to it over loopback;
+1. packets from the server's port go by the kernel's table of own addresses: its answers to those
+   who speak SOCKS5 to it over loopback (it does so where the guest's vsock can't be listened at);
 2. all else of that user's goes by the tunnel's table. So the guest's own services, its way out to
    the host among them, can't be had through it either;
 3. the kernel's own, moved behind these.
@@ -25,12 +25,15 @@ TABLE: Final = 1080
 LAST: Final = 1_000_000
 """The metric of what is behind the tunnel."""
 FAMILIES: Final = ("-4", "-6")
+_LOOPBACK: Final = {"-4": "127.0.0.0/8", "-6": "::1/128"}
+"""Nobody's at the other end: refused here, or whoever asks would wait for an answer."""
 _WHO: Final = f"uidrange {SERVER_UID}-{SERVER_UID}"
 
 
-def closing() -> str:
+def closing(family: str) -> str:
     """Make the rules, for one family. The tunnel's table has no way in it yet."""
     return _batch(
+        f"route add unreachable {_LOOPBACK[family]} table {TABLE}",
         f"route add unreachable default metric {LAST} table {TABLE}",
         "rule add pref 30 from all lookup local",
         f"rule add pref 10 {_WHO} ipproto 6 sport {SERVER_PORT} lookup local",

@@ -92,7 +92,7 @@ class OpenVpnLink(GuestLink):
         self._guest = guest
         await self._set_dns(())
         for family in routing.FAMILIES:
-            await self._ip(family, routing.closing())
+            await self._ip(family, routing.closing(family))
         await guest.run(["busybox", "mkdir", "-p", "-m", "0700", RUN_DIR], check=True)
         await guest.socks5_handler()
 

@@ -1,0 +1,270 @@
+"""``microvm vpn run``: a VPN in a machine of its own, offered as a SOCKS5 proxy, until Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from microvm.cli import EXIT_OWN_FAILURE
+from microvm.cli._machine_options import add_machine_options, machine_config
+from microvm.cli.socks5 import DEFAULT_LISTEN, parse_listen
+
+if TYPE_CHECKING:
+    from microvm._machine import Machine
+    from microvm.config import MachineConfig
+    from microvm.forwards.forward import Forward
+    from microvm_guest.openvpn import Challenge, Credentials, OpenVpnTunnel, VpnFailed, VpnStatus
+
+EXIT_VPN_FAILED: Final = 1
+"""The machine works, and the VPN will not come up."""
+EXIT_NO_ANSWER: Final = 2
+LOOK_EVERY_S: Final = 1.0
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``vpn`` and what is below it."""
+    parser = subparsers.add_parser("vpn", help="connect to a VPN, and offer it as a SOCKS5 proxy")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    run = verbs.add_parser(
+        "run",
+        help="connect, and serve until Ctrl-C",
+        description=(
+            "Boot a machine, connect it to an OpenVPN server, and offer on this host a SOCKS5 proxy "
+            "that leads through the VPN or nowhere. Nothing of this host's own network is changed, "
+            "and no root is needed. Serves until Ctrl-C. Exit codes: 1 the VPN failed, 125 microvm "
+            "itself did, 130 Ctrl-C."
+        ),
+    )
+    run.add_argument("config", metavar="CONFIG", help="an OpenVPN client's configuration (.ovpn)")
+    add_machine_options(run)
+    run.set_defaults(mem_size_mib=64)
+    run.add_argument(
+        "--socks",
+        default=DEFAULT_LISTEN,
+        metavar="ADDR:PORT|unix:PATH",
+        help=f"where programs of this host find the proxy (default: {DEFAULT_LISTEN}; port 0: one "
+        "is chosen)",
+    )
+    run.add_argument(
+        "--auth-file",
+        metavar="FILE",
+        help="the user name in its first line, the password in the second; in a third a private "
+        "key's passphrase. Without it they are asked for, on a terminal",
+    )
+    run.add_argument(
+        "--dns",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="a name server to be asked, through the VPN, in place of those that it names",
+    )
+    run.add_argument(
+        "--json", action="store_true", help="print what happens, one JSON object a line"
+    )
+    run.set_defaults(func=_main)
+
+
+def _main(args: argparse.Namespace) -> int:
+    from microvm.errors import MicrovmError, PluginMissing
+
+    try:
+        from microvm_guest.openvpn import VpnFailed
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != "microvm_guest":
+            raise
+        raise PluginMissing(
+            "microvm-guest, which brings VPNs, is not installed.",
+            remedy="pip install microvm-guest",
+        ) from error
+    try:
+        return _run(args)
+    except MicrovmError as error:
+        code = EXIT_VPN_FAILED if isinstance(error, VpnFailed) else EXIT_OWN_FAILURE
+        if args.json:
+            _tell("failed", error=error.code, message=str(error), remedy=error.remedy)
+        else:
+            print(f"microvm: {error}", file=sys.stderr)
+        return code
+
+
+def _config(args: argparse.Namespace) -> MachineConfig:
+    import attrs
+
+    args.net = [net for net in args.net if net != "none"]
+    config = machine_config(args)
+    return attrs.evolve(config, provisioners=(*config.provisioners, "openvpn"))
+
+
+def _run(args: argparse.Namespace) -> int:
+    import trio
+
+    from microvm._machine import Machine
+    from microvm.cli._signals import ended_by_signals
+    from microvm.cli._status_line import StatusLine
+    from microvm.forwards import UnixAddress
+    from microvm_guest.openvpn import OpenVpnTunnel, read_config
+
+    listen = parse_listen(args.socks, "--socks")
+    config = read_config(args.config)
+    known = _credentials(args, config.wants_password and config.credentials is None)
+    machine = Machine(_config(args))
+    status = StatusLine(None if args.json else sys.stderr)
+    if not args.json:
+        for line in config.left_out:
+            print(f"microvm: passed over {line}", file=sys.stderr)
+
+    async def session() -> None:
+        async with ended_by_signals(signal.SIGTERM, signal.SIGHUP), machine:
+            status.show(f"microvm: booting on {machine.backend.name}")
+            if args.json:
+                choice = machine.backend
+                _tell("starting", backend=choice.name, reason=choice.reason)
+            await machine.wait_ready()
+            vpn = OpenVpnTunnel(machine, config, known, dns=args.dns)
+            where = (
+                {"path": listen.path}
+                if isinstance(listen, UnixAddress)
+                else {"host": listen.host, "port": listen.port}
+            )
+            async with await machine.socks5(**where) as proxy, vpn, trio.open_nursery() as nursery:
+                status.clear()
+                _say_ready(args, machine, proxy)
+                nursery.start_soon(_watch, args, vpn, proxy, status)
+                nursery.start_soon(_tell_events, args, vpn, status)
+                nursery.start_soon(_raise_when_failed, vpn)
+                outcome = await machine.wait()
+                nursery.cancel_scope.cancel()
+        status.clear()
+        if args.json:
+            _tell("ended", reason=outcome.reason.value, detail=outcome.detail)
+        else:
+            print(f"microvm: the machine has ended. {outcome.detail}", file=sys.stderr)
+
+    from microvm._groups import only_error
+
+    try:
+        trio.run(session)
+    except BaseExceptionGroup as group:
+        raise only_error(group) from None
+    finally:
+        status.clear()
+    return EXIT_OWN_FAILURE
+
+
+def _credentials(args: argparse.Namespace, wanted: bool) -> Credentials | None:
+    """From the file, or from whoever sits at the terminal; None where nobody is to be asked."""
+    import getpass
+
+    import attrs
+
+    from microvm_guest.openvpn import Credentials, read_auth_file
+
+    asker = _ask if sys.stdin is not None and sys.stdin.isatty() and not args.json else None
+    if args.auth_file is not None:
+        return attrs.evolve(read_auth_file(args.auth_file), answer=asker)
+    if wanted and asker is not None:
+        print("User name for the VPN: ", end="", file=sys.stderr, flush=True)
+        name = sys.stdin.readline().rstrip("\n")
+        return Credentials(name, getpass.getpass("Password for the VPN: "), answer=asker)
+    return None
+
+
+async def _ask(challenge: Challenge) -> str:
+    """Put the server's question to whoever sits at the terminal."""
+    import getpass
+
+    import trio
+
+    text = "".join(c if c.isprintable() else "?" for c in challenge.text)
+
+    def ask() -> str:
+        if not challenge.echo:
+            return getpass.getpass(f"\n{text} ")
+        print(f"\n{text} ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().rstrip("\n")
+
+    return await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
+
+
+def _say_ready(args: argparse.Namespace, machine: Machine, proxy: Forward) -> None:
+    if args.json:
+        timing = {phase: round(ms, 3) for phase, ms in machine.timing.items()}
+        _tell("ready", listen=str(proxy.address), timing=timing)
+    else:
+        print(proxy.address, flush=True)
+
+
+async def _raise_when_failed(vpn: OpenVpnTunnel) -> None:
+    await vpn.wait_ended()
+    await vpn.wait_connected()  # raises what it has failed with
+
+
+async def _tell_events(args: argparse.Namespace, vpn: OpenVpnTunnel, status: Any) -> None:
+    """Every change of the VPN's state: an event, or where there is no status line, a line."""
+    from microvm_guest.openvpn import StateChanged
+
+    told = ""
+    async for event in vpn.events():
+        if not isinstance(event, StateChanged):
+            continue
+        if args.json:
+            _tell("vpn", **_facts(event.status))
+        elif not status.live and (text := _sentence(event.status)) != told:
+            told = text
+            print(f"microvm: {text}", file=sys.stderr, flush=True)
+
+
+def _facts(status: VpnStatus) -> dict[str, Any]:
+    return {
+        "state": status.state.value,
+        "reason": status.reason.value if status.reason is not None else None,
+        "detail": status.detail,
+        "since": status.since,
+        "server": status.server,
+        "local_ip": status.local_ip,
+        "local_ip6": status.local_ip6,
+        "dns": list(status.dns),
+    }
+
+
+def _sentence(status: VpnStatus) -> str:
+    """How the VPN is, for a line of a terminal."""
+    text = f"VPN {status.state.value}"
+    if status.server is not None:
+        text += f" {'to' if status.local_ip else 'at'} {status.server}"
+    if status.local_ip is not None:
+        text += f", {status.local_ip}"
+        if not status.dns:
+            text += ", no name server (--dns gives one)"
+    return f"{text}. {status.detail}" if status.detail else text
+
+
+async def _watch(
+    args: argparse.Namespace, vpn: OpenVpnTunnel, proxy: Forward, status: Any
+) -> None:
+    """The live line."""
+    import trio
+
+    while not args.json:
+        now = vpn.status
+        moved = f"{_bytes(now.received_bytes)} in, {_bytes(now.sent_bytes)} out"
+        status.show(
+            f"microvm: {_sentence(now)}. SOCKS5 at {proxy.address}, connections: "
+            f"{proxy.connections}, {moved}. Ctrl-C ends it"
+        )
+        await trio.sleep(LOOK_EVERY_S)
+
+
+def _bytes(count: int) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000  # type: ignore[assignment]
+    raise AssertionError
+
+
+def _tell(event: str, **facts: Any) -> None:
+    print(json.dumps({"event": event, **facts}), flush=True)
