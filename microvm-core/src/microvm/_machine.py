@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -22,8 +22,9 @@ import trio
 from microvm._assembly import Assembly, BackendChoice, assemble
 from microvm._groups import only_error
 from microvm._link_notices import LinkNotices
-from microvm.abc import Capability, Guest, GuestChannels, GuestLink, GuestProcess, RunResult
-from microvm.abc.jobs import DEFAULT_LOG_BYTES
+from microvm._machine_guest import GuestVerbs
+from microvm._machine_ports import PortVerbs
+from microvm.abc import Capability, Guest, GuestChannels, GuestLink
 from microvm.config import Isolation, MachineConfig
 from microvm.errors import (
     BootError,
@@ -38,28 +39,18 @@ from microvm.outcome import MachineOutcome, OutcomeReason
 from microvm.timeline import BootTimeline
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
-    from trio.abc import HalfCloseableStream, Listener
+    from trio.abc import HalfCloseableStream
 
     from microvm.abc import (
         ConsoleSink,
-        CopyLimits,
-        CopyReport,
-        GuestFiles,
-        GuestJob,
-        JobStatus,
         RunningMachine,
-        TtySize,
         VirtioDevice,
     )
     from microvm.consoles.served import SinkService
-    from microvm.forwards.forward import Forward
     from microvm.forwards.opening import ForwardOpener
     from microvm.host_clocks import HostClocks
-    from microvm.outbound import OutboundPolicy
     from microvm.plugins import PluginManager
 
 log = logging.getLogger("microvm")
@@ -80,7 +71,7 @@ PRESS_WITHIN_S = 0.5
 """How long the pressing itself may take: a worker that does not listen can't press."""
 
 
-class Machine:
+class Machine(GuestVerbs, PortVerbs):
     """A microVM, as an async context manager on trio.
 
     Entering it plans the machine, starts it and returns while the guest boots; `run` and the
@@ -447,103 +438,6 @@ class Machine:
             remedy="Add the provisioner that makes it to MachineConfig.provisioners.",
         )
 
-    async def run(
-        self,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
-        stdin: bytes = b"",
-        check: bool = False,
-        max_output_bytes: int = 64 * 1024 * 1024,
-    ) -> RunResult:
-        """Run a command in the guest to its end; see `Guest.run`."""
-        guest = await self.wait_ready()
-        try:
-            return await guest.run(
-                argv,
-                env=env,
-                cwd=cwd,
-                user=user,
-                stdin=stdin,
-                check=check,
-                max_output_bytes=max_output_bytes,
-            )
-        except GuestGone as error:
-            raise await self._explained(error) from error
-
-    @asynccontextmanager
-    async def spawn(
-        self,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
-        tty: TtySize | None = None,
-    ) -> AsyncIterator[GuestProcess]:
-        """Start a command and hold its streams; see `Guest.spawn`."""
-        guest = await self.wait_ready()
-        try:
-            async with guest.spawn(argv, env=env, cwd=cwd, user=user, tty=tty) as process:
-                yield process
-        except GuestGone as error:
-            raise await self._explained(error) from error
-        except BaseExceptionGroup as group:
-            # Both streams of a command whose guest has gone, read in a nursery of the caller's.
-            gone, others = group.split(GuestGone)
-            if gone is None or others is not None:
-                raise
-            raise await self._explained(_first(gone)) from group
-
-    @property
-    def files(self) -> GuestFiles:
-        """The guest's files; each of its methods waits for the guest."""
-        from microvm._machine_files import MachineFiles
-
-        return MachineFiles(self.wait_ready, self._explained)
-
-    async def copy_in(self, local: str | os.PathLike[str], guest_path: str) -> CopyReport:
-        """Copy a file or directory into the guest; see `GuestFiles.copy_in`."""
-        return await self.files.copy_in(local, guest_path)
-
-    async def copy_out(
-        self,
-        guest_path: str,
-        local: str | os.PathLike[str],
-        *,
-        limits: CopyLimits | None = None,
-    ) -> CopyReport:
-        """Copy a file or directory out of the guest; see `GuestFiles.copy_out`."""
-        return await self.files.copy_out(guest_path, local, limits=limits)
-
-    async def spawn_detached(
-        self,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
-        log_bytes: int = DEFAULT_LOG_BYTES,
-    ) -> GuestJob:
-        """Start a command that goes on by itself and keeps a log; see `Guest.spawn_detached`."""
-        guest = await self.wait_ready()
-        try:
-            return await guest.spawn_detached(
-                argv, env=env, cwd=cwd, user=user, log_bytes=log_bytes
-            )
-        except GuestGone as error:
-            raise await self._explained(error) from error
-
-    async def jobs(self) -> Sequence[JobStatus]:
-        """The detached commands; see `Guest.jobs`."""
-        return await (await self.wait_ready()).jobs()
-
-    async def job(self, job_id: int) -> GuestJob:
-        """A detached command by its id; see `Guest.job`."""
-        return await (await self.wait_ready()).job(job_id)
-
     async def _explained(self, error: GuestGone) -> GuestGone:
         """The same error with the machine's end in it, when the machine has ended."""
         with trio.move_on_after(OUTCOME_GRACE_S):
@@ -553,14 +447,6 @@ class Machine:
         return GuestGone(
             f"{error.message} {self._outcome.detail}", console=self._outcome.console_tail
         )
-
-    async def connect(self, port: int) -> HalfCloseableStream:
-        """Open a stream to a guest port; see `GuestChannels.connect`."""
-        return await self._streams().connect(port)
-
-    def listen(self, port: int) -> Listener[HalfCloseableStream]:
-        """Take the guest's connections to a host port; see `GuestChannels.listen`."""
-        return self._streams().listen(port)
 
     def _streams(self) -> GuestChannels:
         self._started()
@@ -575,142 +461,6 @@ class Machine:
         """A stream to the guest's console, both ways; see `RunningMachine.open_console`."""
         self._need(Capability.CONSOLE)
         return await self._started().open_console()
-
-    async def forward(
-        self,
-        *,
-        guest_port: int | None = None,
-        guest_host: str | None = None,
-        guest_path: str | None = None,
-        vsock_port: int | None = None,
-        host: str | None = None,
-        port: int | None = None,
-        path: str | Path | None = None,
-    ) -> Forward:
-        """Listen on the host, and carry each connection into the guest.
-
-        Works at once and until it is closed or the machine ends; a connection that comes before
-        the guest is ready waits for it. One that leads nowhere is reset.
-
-        Args:
-            guest_port: A TCP port of the guest's.
-            guest_host: A numeric address that the guest can reach; its loopback if not given.
-            guest_path: In place of a port, an AF_UNIX socket of the guest's.
-            vsock_port: In place of either, a vsock port that a program in the guest serves.
-            host: A numeric address of this host's to listen at; 127.0.0.1 if not given.
-            port: The TCP port there; one is chosen if not given, see `Forward.address`.
-            path: In place of a port, where to make an AF_UNIX socket, mode 0600. Its directory
-                must be there, and one in which no other user can replace it.
-
-        Raises:
-            ConfigError: it can't be listened at, or what was given is not one place on each side.
-        """
-        from microvm.forwards.addresses import guest_address, host_address
-
-        begin = host_address(host, port, path, default_port=0)
-        target = guest_address(guest_host, guest_port, guest_path, vsock_port)
-        return await self._forwards().into_guest(begin, target)
-
-    async def expose(
-        self,
-        *,
-        port: int | None = None,
-        host: str | None = None,
-        path: str | Path | None = None,
-        guest_port: int | None = None,
-        guest_host: str | None = None,
-        guest_path: str | None = None,
-        vsock_port: int | None = None,
-    ) -> Forward:
-        """Offer a service of the host's, and nothing else of it, to the guest.
-
-        Args:
-            port: The service's TCP port.
-            host: Its numeric address; 127.0.0.1 if not given.
-            path: In place of a port, its AF_UNIX socket.
-            guest_port: The TCP port in the guest to offer it at; 0 has one chosen.
-            guest_host: A numeric address of the guest's to listen at; its loopback if not given.
-            guest_path: In place of a port, where to make an AF_UNIX socket in the guest.
-            vsock_port: In place of either, the port of CID 2 that the guest's programs dial.
-
-        Raises:
-            ConfigError: `vsock_port` is taken, or what was given is not one place on each side.
-            GuestError: the guest can't listen there.
-        """
-        from microvm.forwards.addresses import guest_address, host_address
-
-        target = host_address(host, port, path)
-        begin = guest_address(guest_host, guest_port, guest_path, vsock_port)
-        return await self._forwards().out_of_guest(begin, target)
-
-    async def socks5(
-        self,
-        *,
-        host: str | None = None,
-        port: int | None = None,
-        path: str | Path | None = None,
-        guest_port: int | None = None,
-        login: tuple[str, str] | None = None,
-    ) -> Forward:
-        """Offer on the host a SOCKS5 proxy whose other end is the guest.
-
-        Its clients reach what the guest reaches: through its network, its VPN, its name servers.
-        Returns when the guest is ready for them. Works until it is closed or the machine ends.
-        Every program of this host's can use a port; an AF_UNIX socket only this user's.
-
-        Args:
-            host: A numeric address of this host's to listen at; 127.0.0.1 if not given.
-            port: The port there; one is chosen if not given, see `Forward.address`.
-            path: In place of a port, where to make an AF_UNIX socket, mode 0600.
-            guest_port: A SOCKS5 server of your own on the guest's loopback; the agent's if not
-                given.
-            login: A name and a password that clients must give (RFC 1929), so that other users
-                of this host can't use the port.
-
-        Raises:
-            ConfigError: it can't be listened at, or the guest's agent can't do it.
-            GuestError: the guest's server did not start.
-            BootError: the guest did not get ready.
-        """
-        from microvm.forwards.addresses import TcpAddress, host_address
-
-        begin = host_address(host, port, path, default_port=0)
-        guest = await self.wait_ready()
-        server = None if guest_port is None else TcpAddress(port=guest_port)
-        handle = await guest.socks5_handler(server, login)
-        return await self._forwards().on_host(begin, "the guest's SOCKS5 server", handle)
-
-    async def connect_through(self, host: str, port: int) -> HalfCloseableStream:
-        """Open a stream to whatever the guest can reach; see `Guest.connect_through`."""
-        guest = await self.wait_ready()
-        try:
-            return await guest.connect_through(host, port)
-        except GuestGone as error:
-            raise await self._explained(error) from error
-
-    async def outbound_proxy(
-        self, policy: OutboundPolicy | None = None, *, guest_port: int = 1081
-    ) -> Forward:
-        """Offer the guest a SOCKS5 proxy that leads out by the host's own network.
-
-        For a guest without a network device. It is on the guest's loopback; TCP, and UDP for
-        programs that speak SOCKS5's. Works until it is closed or the machine ends.
-
-        Args:
-            policy: What may be reached; the public Internet if not given.
-            guest_port: Where it listens in the guest; 0 has one chosen.
-
-        Raises:
-            GuestError: the guest can't listen there.
-            ConfigError: the guest's agent can't do it.
-        """
-        from microvm.forwards.addresses import TcpAddress
-        from microvm.outbound import OutboundPolicy
-
-        guest = await self.wait_ready()
-        handle = guest.outbound_handler(policy if policy is not None else OutboundPolicy())
-        begin = TcpAddress(port=guest_port)
-        return await self._forwards().in_guest(begin, "what its host reaches", handle)
 
     def _forwards(self) -> ForwardOpener:
         from microvm.forwards.opening import ForwardOpener
@@ -808,11 +558,3 @@ class Machine:
             return
         self._guest_agreed = True
         await self._ended.wait()
-
-
-def _first(group: BaseExceptionGroup[GuestGone]) -> GuestGone:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, GuestGone)
-    return error

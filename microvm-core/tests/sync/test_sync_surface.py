@@ -39,7 +39,8 @@ WITHOUT = {
 
 
 def public(kind):
-    names = {name for name in vars(kind) if not name.startswith("_")}
+    parts = [part for part in kind.__mro__ if part.__module__.startswith("microvm.")]
+    names = {name for part in parts for name in vars(part) if not name.startswith("_")}
     names |= {name for name in kind.__annotations__ if not name.startswith("_")}
     return {name for name in names if (kind, name) not in FOR_THE_FRAMEWORK}
 
