@@ -5,10 +5,22 @@ import threading
 
 import pytest
 
+from microvm_devices.blk import limits
 from microvm_devices.blk.disk import FlushLatch
 from microvm_devices.blk.durability import WriteMode
-from microvm_devices.blk.layout import F_CONFIG_WCE, F_FLUSH
-from microvm_devices.blk.testing import FailingDisk, MemoryDisk
+from microvm_devices.blk.executor import Executor
+from microvm_devices.blk.layout import (
+    F_CONFIG_WCE,
+    F_FLUSH,
+    S_IOERR,
+    S_UNSUPP,
+    SECTOR_BYTES,
+    T_DISCARD,
+    T_OUT,
+    T_WRITE_ZEROES,
+)
+from microvm_devices.blk.request import PENDING, Request
+from microvm_devices.blk.testing import FailingDisk, MemoryDisk, pack_segments
 
 BOTH = F_FLUSH | F_CONFIG_WCE
 
@@ -153,9 +165,41 @@ def test_a_flush_is_due_from_a_change_to_the_next_flush() -> None:
     assert not latch.unsettled
 
 
+def test_what_is_written_while_a_flush_is_under_way_waits_for_the_next() -> None:
+    class Meanwhile(MemoryDisk):
+        def flush(self) -> None:
+            latch.changed()
+
+    latch = FlushLatch(Meanwhile())
+    latch.changed()
+    latch.flush()
+    assert latch.unsettled
+
+
 def test_none_is_due_that_would_fail_for_sure() -> None:
     latch = FlushLatch(FailingDisk(lambda name: errno.EIO))
     with pytest.raises(OSError):
         latch.flush()
     latch.changed()
     assert not latch.unsettled
+
+
+def test_a_flush_that_fails_takes_back_what_had_succeeded_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was refused stays refused, and what was not done yet is done when the run goes on."""
+    monkeypatch.setattr(limits, "ZEROES_PIECE_BYTES", SECTOR_BYTES)
+    disk = FailingDisk(lambda name: errno.EIO if name == "flush" else None)
+    executor = Executor(disk, FlushLatch(disk), b"", lambda: True)
+    requests = [
+        request(T_OUT, bytes(SECTOR_BYTES)),
+        request(T_DISCARD, pack_segments((0, 1, 0xFE))),
+        request(T_WRITE_ZEROES, pack_segments((0, 2, 0))),
+    ]
+    ends = iter([False, False, False, True])
+    executor.execute(requests, lambda: next(ends))
+    assert [one.status for one in requests] == [S_IOERR, S_UNSUPP, PENDING]
+
+
+def request(type_: int, data: bytes) -> Request:
+    return Request(0, type_, 0, [memoryview(data)], len(data), memoryview(bytearray(1)))
