@@ -1,6 +1,7 @@
 """Readers of a console: bounded, and never waited for. Row 62."""
 
 import threading
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -58,6 +59,20 @@ async def test_a_reader_that_waits_is_woken_by_bytes_and_by_the_end() -> None:
         await wait_all_tasks_blocked()
         hub.finish()
     assert got == [b"one", b"end"]
+
+
+async def test_a_reader_that_waits_is_woken_once_however_much_comes() -> None:
+    """Else a flood would fill the loop's own queue while the loop is busy."""
+    posted: list[Callable[[], None]] = []
+    hub = ConsoleHub(posted.append)
+    tap = hub.tap()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tap.receive)
+        await wait_all_tasks_blocked()
+        for _ in range(100):
+            hub.feed(b"flood")
+        assert len(posted) == 1
+        posted[0]()
 
 
 async def test_a_flood_past_a_reader_that_does_not_read_is_bounded_and_counted() -> None:
