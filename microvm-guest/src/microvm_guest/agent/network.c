@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <net/if.h>
 #include <net/route.h>
 #include <netinet/if_ether.h>
@@ -16,17 +17,20 @@
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "dhcp.h"
 #include "system.h"
 
+#define RESOLV_CONF "/etc/resolv.conf"
 #define MAX_INTERFACES 16
 #define MAX_WORD 256
 #define COMMANDS_WAIT_MS 3000
 #define FIRST_PAUSE_MS 40 /* the first message may be lost: the link is just coming up */
 #define LONGEST_PAUSE_MS 60000
+#define SHORTEST_HALF_MS 1000 /* of a lease: a server may give one for no time at all */
 #define REQUESTS 4 /* unanswered, then the offer is forgotten */
 
 enum phase { ABSENT, SELECTING, REQUESTING, BOUND, RENEWING };
@@ -121,6 +125,27 @@ static void use_lease(int control, struct interface *it, int position)
     add_route(control, it, 0, 0, lease->router, 100 * position);
 }
 
+static int open_resolv_conf(void)
+{
+    return open(RESOLV_CONF, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+}
+
+/* On a disk it may be a link into /run, to the file of a resolver that does not run here. */
+static void make_way(void)
+{
+    char target[PATH_MAX];
+    int etc = open("/etc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    ssize_t length = readlink(RESOLV_CONF, target, sizeof target - 1);
+    target[length < 0 ? 0 : length] = 0;
+    for (char *at = target + 1; length > 0 && (at = strchr(at, '/')) != NULL; at++) {
+        *at = 0;
+        mkdirat(etc, target, 0755);
+        *at = '/';
+    }
+    if (etc >= 0)
+        close(etc);
+}
+
 static void write_resolv_conf(const struct interface *interfaces, int count)
 {
     char text[MAX_INTERFACES * DHCP_MAX_DNS * 32], address[INET_ADDRSTRLEN];
@@ -134,9 +159,13 @@ static void write_resolv_conf(const struct interface *interfaces, int count)
         }
     if (used == 0 || !system_option("dns", 1))
         return;
-    int fd = open("/etc/resolv.conf", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    int fd = open_resolv_conf();
+    if (fd < 0 && errno == ENOENT) {
+        make_way();
+        fd = open_resolv_conf();
+    }
     if (fd < 0 || write(fd, text, used) != (ssize_t)used)
-        system_log("can't write", "/etc/resolv.conf");
+        system_log("can't write", RESOLV_CONF);
     if (fd >= 0)
         close(fd);
 }
@@ -153,8 +182,10 @@ static void enter(struct interface *it, enum phase phase, int64_t at_ms)
 
 static void bound(struct interface *it)
 {
-    bool forever = it->lease.seconds == DHCP_FOREVER;
-    enter(it, BOUND, forever ? -1 : now_ms() + (int64_t)it->lease.seconds * 500);
+    int64_t half_ms = (int64_t)it->lease.seconds * 500;
+    if (half_ms < SHORTEST_HALF_MS)
+        half_ms = SHORTEST_HALF_MS;
+    enter(it, BOUND, it->lease.seconds == DHCP_FOREVER ? -1 : now_ms() + half_ms);
 }
 
 static void send_message(struct interface *it)
