@@ -20,9 +20,8 @@ from microvm.testing.namespace import ip, tap_interface
 pytestmark = pytest.mark.linux_guest
 
 HERE = Path(__file__).parent
-SIZE = 16 << 20
-PASST_SIZE = (2 if os.environ.get("MICROVM_LAB") else 16) << 20
-"""passt is a program of the host, and the lab's CPU is one in software."""
+SIZE = (2 if os.environ.get("MICROVM_LAB") else 16) << 20
+"""The lab's CPU is one in software."""
 
 needs_passt = pytest.mark.skipif(shutil.which("passt") is None, reason="passt is not installed")
 
@@ -73,7 +72,7 @@ async def test_with_passt_a_guest_has_an_address_a_way_out_and_a_name_server(
 @needs_passt
 async def test_bytes_pass_by_passt_both_ways(leaves_nothing: None, udp_ping: bytes) -> None:
     async with (
-        peer_at("127.0.0.1", PASST_SIZE) as peer,
+        peer_at("127.0.0.1", SIZE) as peer,
         Machine(with_passt(host_access=True)) as machine,
     ):
         gateway = await shell(machine, GATEWAY)
@@ -82,7 +81,7 @@ async def test_bytes_pass_by_passt_both_ways(leaves_nothing: None, udp_ping: byt
 
 @needs_passt
 async def test_by_default_the_hosts_own_programs_are_out_of_reach() -> None:
-    async with peer_at("127.0.0.1", PASST_SIZE) as peer, Machine(with_passt()) as machine:
+    async with peer_at("127.0.0.1", SIZE) as peer, Machine(with_passt()) as machine:
         script = f"nc -w 2 $({GATEWAY}) {peer.source} 2>/dev/null | wc -c"
         assert await shell(machine, script) == "0"
 
@@ -133,7 +132,7 @@ async def test_two_networks_are_two_interfaces_in_their_order(leaves_nothing: No
 async def test_several_queues_carry_the_same_bytes(udp_ping: bytes) -> None:
     net = NetConfig(backend="passt", options={"host_access": True}, queues=2)
     config = MachineConfig(nets=(net,), vcpu_count=2)
-    async with peer_at("127.0.0.1", PASST_SIZE) as peer, Machine(config) as machine:
+    async with peer_at("127.0.0.1", SIZE) as peer, Machine(config) as machine:
         assert (await shell(machine, "ls -d /sys/class/net/eth0/queues/tx-*")).count("tx-") == 2
         gateway = await shell(machine, GATEWAY)
         await check_traffic(machine, peer, gateway, udp_ping)
@@ -145,7 +144,7 @@ async def test_a_guest_may_use_fewer_pairs_of_queues_than_it_has_and_more_again(
 ) -> None:
     net = NetConfig(backend="passt", options={"host_access": True}, queues=2)
     config = MachineConfig(nets=(net,), vcpu_count=2)
-    async with peer_at("127.0.0.1", PASST_SIZE) as peer, Machine(config) as machine:
+    async with peer_at("127.0.0.1", SIZE) as peer, Machine(config) as machine:
         gateway = await shell(machine, GATEWAY)
         for name, program in (("udp_ping", udp_ping), ("net_channels", net_channels)):
             await shell(machine, f"cat >/tmp/{name}; chmod +x /tmp/{name}", program)
@@ -155,17 +154,30 @@ async def test_a_guest_may_use_fewer_pairs_of_queues_than_it_has_and_more_again(
             assert (pairs, answer) == (pairs, "100")
 
 
-def test_bytes_pass_by_tap_both_ways_and_a_ping_comes_back(udp_ping: bytes, tmp_path: Path) -> None:
+def in_a_namespace(program: str, *words: object) -> str:
+    """Run a program of this folder in a network namespace of its own; what it printed."""
     if os.geteuid() != 0 or not os.access("/dev/net/tun", os.R_OK | os.W_OK):
         pytest.skip("a TAP interface in a network namespace needs root and /dev/net/tun")
-    program = tmp_path / "udp_ping"
-    program.write_bytes(udp_ping)
     done = subprocess.run(
-        ["unshare", "--net", sys.executable, HERE / "net_over_tap.py", program, str(SIZE)],
+        ["unshare", "--net", sys.executable, HERE / program, *map(str, words)],
         capture_output=True,
         text=True,
         check=False,
         timeout=900 if os.environ.get("MICROVM_LAB") else 120,
     )
     assert done.returncode == 0, done.stderr
-    assert "3 packets received" in done.stdout
+    return done.stdout
+
+
+@needs_passt
+def test_names_and_pings_pass_by_passt() -> None:
+    printed = in_a_namespace("net_over_passt.py")
+    assert "Name:\tsomewhere.example\nAddress: 198.51.100.7" in printed
+    assert "PING somewhere.example (198.51.100.7)" in printed
+    assert "3 packets received" in printed
+
+
+def test_bytes_pass_by_tap_both_ways_and_a_ping_comes_back(udp_ping: bytes, tmp_path: Path) -> None:
+    program = tmp_path / "udp_ping"
+    program.write_bytes(udp_ping)
+    assert "3 packets received" in in_a_namespace("net_over_tap.py", program, SIZE)
