@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -43,7 +42,6 @@ from microvm_guest.openvpn import (
     VpnFailed,
     VpnReason,
     VpnState,
-    read_config,
     vpn_machine,
 )
 from microvm_guest.provisioners.openvpn import OpenVpnLink
@@ -168,9 +166,7 @@ async def test_the_readmes_example_is_what_runs(udp: VpnServer, tmp_path: Path) 
     )
     assert len([line for line in example.splitlines() if line.strip()]) <= 14
     config = config_file(udp)
-    program = example.replace("office.ovpn", str(config)).replace(
-        "http://intranet.example/", PAGE
-    )
+    program = example.replace("office.ovpn", str(config)).replace("http://intranet.example/", PAGE)
     assert program != example
     auth = tmp_path / "auth"
     auth.write_text(f"{ME.username}\n{ME.password}\n")
@@ -189,7 +185,7 @@ async def test_the_readmes_example_is_what_runs(udp: VpnServer, tmp_path: Path) 
 async def test_with_the_server_killed_requests_fail_at_once_and_nothing_leaks(
     udp: VpnServer, nets: tuple[str, ...]
 ) -> None:
-    """Complaint 4: the kill switch. The wire is watched, and a listener that anybody could reach."""
+    """Complaint 4: the kill switch. The wire is watched, and a port that anybody could reach."""
     if nets and shutil.which("passt") is None:
         pytest.skip("needs passt")
     machine = vpn_machine(nets=tuple(NetConfig(backend=name) for name in nets))
@@ -298,7 +294,9 @@ async def test_secrets_are_in_no_file_and_on_no_command_line_of_the_guest(
         assert "openvpn --config stdin" in listing
         shown = (await machine.run(["busybox", "stat", "-c", "%a %u", "/run/microvm-vpn"])).stdout
         assert shown == b"700 0\n"
-        assert (await machine.run(["busybox", "ls", "/run/microvm-vpn"], user="1080")).success is False
+        assert (
+            await machine.run(["busybox", "ls", "/run/microvm-vpn"], user="1080")
+        ).success is False
     said = caplog.text + "".join([str(event) async for event in events])
     assert secret not in said
     assert key not in said

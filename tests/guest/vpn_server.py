@@ -32,9 +32,10 @@ INSIDE = "10.66.0.1"
 NAME = "inside.example"
 WEB_PORT = 8000
 CANARY_PORT = 9000
-"""A listener at the namespace's outer address, which nothing should ever reach but by the tunnel."""
+"""A listener at the namespace's outer address, which nothing should reach but by the tunnel."""
 PORT = 1194
 LOCK = Path(tempfile.gettempdir()) / "microvm-test-vpn.lock"
+
 
 def missing() -> str | None:
     """Why there can be no server here, for `pytest.skip`; None if there can."""
@@ -129,8 +130,9 @@ class VpnServer:
         proto = "tcp-client" if self.proto == "tcp" else "udp"
         read = self.authority.read
         lines = (
-            "client", "dev tun", f"proto {proto}", f"remote {host} {PORT}", "remote-cert-tls server",
-            "persist-tun", "persist-key", "verb 3", "auth-user-pass", *more,
+            "client", "dev tun", f"proto {proto}", f"remote {host} {PORT}",
+            "remote-cert-tls server", "persist-tun", "persist-key", "verb 3", "auth-user-pass",
+            *more,
         )  # fmt: skip
         blocks = {
             "ca": read("ca.crt"),
@@ -238,7 +240,10 @@ class Wire:
             if frame[12:14] != b"\x08\x00" or frame[23] not in (6, 17):
                 continue
             at = 14 + (frame[14] & 15) * 4
-            ports = (int.from_bytes(frame[at : at + 2], "big"), int.from_bytes(frame[at + 2 : at + 4], "big"))
+            ports = (
+                int.from_bytes(frame[at : at + 2], "big"),
+                int.from_bytes(frame[at + 2 : at + 4], "big"),
+            )
             if PORT not in ports:
                 found.append(frame)
 
@@ -249,7 +254,9 @@ class Wire:
 def _answer(query: bytes) -> bytes:
     """To a question for any name: the A record of INSIDE; nothing for other types."""
     end = query.index(b"\0", 12) + 5
-    known = query[12:end].startswith(b"\x06inside\x07example") and query[end - 4 : end - 2] == b"\0\1"
+    known = (
+        query[12:end].startswith(b"\x06inside\x07example") and query[end - 4 : end - 2] == b"\0\1"
+    )
     head = query[:2] + b"\x81\x80\0\1" + (b"\0\1" if known else b"\0\0") + b"\0\0\0\0"
     record = b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4" + socket.inet_aton(INSIDE)
     return head + query[12:end] + (record if known else b"")

@@ -128,7 +128,9 @@ def test_no_error_tells_what_may_be_a_secret(text: str) -> None:
 
 
 def test_what_means_nothing_here_is_passed_over_and_told() -> None:
-    config = parse(PLAIN + "user nobody\npersist-tun\nblock-outside-dns\nsetenv opt no-such-thing\n")
+    config = parse(
+        PLAIN + "user nobody\npersist-tun\nblock-outside-dns\nsetenv opt no-such-thing\n"
+    )
     assert [line.split(":")[0] for line in config.left_out] == [
         "user", "persist-tun", "block-outside-dns", "no-such-thing"
     ]  # fmt: skip
@@ -193,7 +195,11 @@ def test_the_daemon_is_told_our_own_lines_first() -> None:
     assert "persist-tun" not in lines
 
 
-@given(st.lists(st.text(st.characters(blacklist_characters="\r\n\0"), max_size=20), min_size=1, max_size=8))
+@given(
+    st.lists(
+        st.text(st.characters(blacklist_characters="\r\n\0"), max_size=20), min_size=1, max_size=8
+    )
+)
 def test_words_survive_being_written_and_read(given_words: list[str]) -> None:
     assert words.split(words.join(tuple(given_words))) == given_words
 
@@ -205,7 +211,7 @@ def test_words_survive_being_written_and_read(given_words: list[str]) -> None:
         ("a # b", ["a"]),
         (";a", []),
         ("a#b", ["a#b"]),
-        ("a 'b c' \"d \\\" e\"", ["a", "b c", 'd " e']),
+        ('a \'b c\' "d \\" e"', ["a", "b c", 'd " e']),
         ("a b\\ c", ["a", "b c"]),
         ("a ''", ["a", ""]),
     ],
@@ -216,7 +222,7 @@ def test_a_line_is_read_as_openvpn_reads_it(line: str, wanted: list[str]) -> Non
 
 @pytest.mark.parametrize("line", ["'a", '"a', "a\\", " ".join("a" * 17)])
 def test_a_line_that_can_not_be_read_is_refused(line: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match="a quote|a backslash|more than"):
         words.split(line)
 
 

@@ -1,5 +1,7 @@
 """OpenVPN's management protocol: whole, byte by byte, and as a hostile guest would send it."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,9 +77,7 @@ MESSAGES = [
         local_ip6="fd00::2",
     ),
     m.ByteCount(received=11, sent=22),
-    m.NeedOk(
-        kind="NEED-OK", name="token-insertion-request", text="Please insert your token"
-    ),
+    m.NeedOk(kind="NEED-OK", name="token-insertion-request", text="Please insert your token"),
     m.StateLine(name="RECONNECTING", detail="ping-restart"),
     m.Unknown(kind="NEW-IN-3.0"),
     m.Failure(text="unknown command"),
@@ -103,7 +103,7 @@ def test_and_byte_by_byte() -> None:
 @given(st.lists(st.integers(0, len(SESSION)), max_size=8))
 def test_and_in_any_pieces(cuts: list[int]) -> None:
     marks = [0, *sorted(cuts), len(SESSION)]
-    pieces = (SESSION[a:b] for a, b in zip(marks, marks[1:], strict=False))
+    pieces = (SESSION[a:b] for a, b in itertools.pairwise(marks))
     assert parsed(*pieces) == MESSAGES
 
 

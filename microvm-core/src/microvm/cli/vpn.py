@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from microvm._machine import Machine
     from microvm.config import MachineConfig
     from microvm.forwards.forward import Forward
-    from microvm_guest.openvpn import Challenge, Credentials, OpenVpnTunnel, VpnFailed, VpnStatus
+    from microvm_guest.openvpn import Challenge, Credentials, OpenVpnTunnel, VpnStatus
 
 EXIT_VPN_FAILED: Final = 1
 """The machine works, and the VPN will not come up."""
@@ -32,8 +32,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "run",
         help="connect, and serve until Ctrl-C",
         description=(
-            "Boot a machine, connect it to an OpenVPN server, and offer on this host a SOCKS5 proxy "
-            "that leads through the VPN or nowhere. Nothing of this host's own network is changed, "
+            "Boot a machine, connect it to an OpenVPN server, and offer on this host a SOCKS5 "
+            "proxy that leads through the VPN or nowhere. Nothing of this host's own network is changed, "
             "and no root is needed. Serves until Ctrl-C. Exit codes: 1 the VPN failed, 125 microvm "
             "itself did, 130 Ctrl-C."
         ),
@@ -242,9 +242,7 @@ def _sentence(status: VpnStatus) -> str:
     return f"{text}. {status.detail}" if status.detail else text
 
 
-async def _watch(
-    args: argparse.Namespace, vpn: OpenVpnTunnel, proxy: Forward, status: Any
-) -> None:
+async def _watch(args: argparse.Namespace, vpn: OpenVpnTunnel, proxy: Forward, status: Any) -> None:
     """The live line."""
     import trio
 

@@ -1,11 +1,11 @@
 """OpenVPN in the guest: its configuration, its daemon, and what is known of the tunnel.
 
-    async with Machine(vpn_machine()) as machine:
-        config = read_config("client.ovpn")
-        async with OpenVpnTunnel(machine, config, Credentials("me", "secret")) as vpn:
-            await vpn.wait_connected()
-            async with await machine.socks5() as proxy:
-                ...
+async with Machine(vpn_machine()) as machine:
+    config = read_config("client.ovpn")
+    async with OpenVpnTunnel(machine, config, Credentials("me", "secret")) as vpn:
+        await vpn.wait_connected()
+        async with await machine.socks5() as proxy:
+            ...
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ _RESTARTS: Final = {
     "server-pushed-halt": _R.SERVER_ENDED,
     "remote-exit": _R.SERVER_ENDED,
 }
-"""What stands behind RECONNECTING and EXITING in a state line (signal_text in OpenVPN's sources)."""
+"""What stands behind RECONNECTING and EXITING in a state line (OpenVPN's signal_text)."""
 
 REMEDIES: Final = {
     _R.AUTH_FAILED: "Check the user name and the password; the server refused them.",
@@ -59,7 +59,8 @@ REMEDIES: Final = {
     "third line of the file.",
     _R.CHALLENGE: "Give Credentials(answer=...), which is asked for one-time codes.",
     _R.OWN_CERTIFICATE_EXPIRED: "Ask whoever runs the VPN for a new configuration.",
-    _R.SERVER_CERTIFICATE_EXPIRED: "Whoever runs the VPN has to renew it. Is this host's clock right?",
+    _R.SERVER_CERTIFICATE_EXPIRED: "Whoever runs the VPN has to renew it. Is this host's "
+    "clock right?",
     _R.SERVER_CERTIFICATE_REFUSED: "It is another server's, or the configuration is out of date: "
     "ask whoever runs the VPN.",
     _R.TLS_FAILED: "The configuration and the server don't fit together: is it the newest?",

@@ -1,7 +1,7 @@
 """OpenVPN's management protocol, without IO: bytes in, messages out; commands as bytes.
 
-After OpenVPN's doc/management-notes.txt, as of 2.6; 2.7 says nothing different to a client. A line is
-a message. One that begins with ``>`` comes by itself (real-time); one that begins with ``SUCCESS:``
+After OpenVPN's doc/management-notes.txt, as of 2.6; 2.7 says nothing different to a client. A line
+is a message. One that begins with ``>`` comes by itself (real-time); one that begins with ``SUCCESS:``
 or ``ERROR:`` answers a command; others are the body of an answer, up to ``END``.
 
 The other side is in the guest, and is not trusted: lines are bounded, and what is no message is a
@@ -182,7 +182,9 @@ Message = (
     | NeedOk | Remote | UpDown | InfoText | Success | Failure | Body | End | Unknown
 )  # fmt: skip
 
-_NEED: Final = re.compile(r"Need '(?P<realm>[^']*)' (?P<what>username/password|password)(?P<rest>.*)")
+_NEED: Final = re.compile(
+    r"Need '(?P<realm>[^']*)' (?P<what>username/password|password)(?P<rest>.*)"
+)
 _STATIC: Final = re.compile(r" SC:(?P<flags>\d+),(?P<text>.*)")
 _FAILED: Final = re.compile(r"Verification Failed: '(?P<realm>[^']*)'(?: \['(?P<said>.*)'\])?")
 _FAILED_ALONE: Final = re.compile(r"Verification Failed: \['(?P<said>.*)'\]")
@@ -281,7 +283,9 @@ def _password(rest: str) -> Message:
         said = match["said"] or ""
         return VerificationFailed(realm=match["realm"], said=said, challenge=_dynamic(said))
     if match := _FAILED_ALONE.fullmatch(rest):
-        return VerificationFailed(realm="Auth", said=match["said"], challenge=_dynamic(match["said"]))
+        return VerificationFailed(
+            realm="Auth", said=match["said"], challenge=_dynamic(match["said"])
+        )
     return Unknown(kind="PASSWORD")
 
 

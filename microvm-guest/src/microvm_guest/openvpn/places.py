@@ -63,7 +63,7 @@ class Places:
         if self._open_for == (address, port):
             return
         if self._open is not None:
-            self._open, last = None, self._open
+            last, self._open = self._open, None
             await last.aclose()
         place = f"[{address}]" if ":" in address else address
         policy = OutboundPolicy(allow=(f"{place}:{port}",), others="deny")
@@ -75,9 +75,7 @@ class Places:
         with trio.move_on_after(FREE_WITHIN_S):
             while True:
                 try:
-                    return await self._machine.outbound_proxy(
-                        policy, guest_port=self._proxy_port
-                    )
+                    return await self._machine.outbound_proxy(policy, guest_port=self._proxy_port)
                 except GuestError as error:
                     log.debug("the last way is still there: %s", error)
                 await trio.sleep(0.05)
@@ -86,7 +84,7 @@ class Places:
     async def aclose(self) -> None:
         """Close the hole."""
         if self._open is not None:
-            self._open, last = None, self._open
+            last, self._open = self._open, None
             await last.aclose()
 
 

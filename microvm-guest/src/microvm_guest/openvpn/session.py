@@ -15,7 +15,13 @@ from typing import Final
 import attrs
 
 from microvm_guest.openvpn import management as m
-from microvm_guest.openvpn.causes import REMEDIES, SENTENCES, cause_in, cause_of_restart, more_telling
+from microvm_guest.openvpn.causes import (
+    REMEDIES,
+    SENTENCES,
+    cause_in,
+    cause_of_restart,
+    more_telling,
+)
 from microvm_guest.openvpn.credentials import Challenge, Credentials
 from microvm_guest.openvpn.errors import VpnFailed
 from microvm_guest.openvpn.states import ENDED, VpnReason, VpnState, after
@@ -160,10 +166,7 @@ class Session:
         was, state = self.status.state, after(self.status.state, line.name)
         steps: list[Step] = []
         if line.name in ("RECONNECTING", "EXITING"):
-            restart = cause_of_restart(line.detail)
-            if restart is VpnReason.SERVER_ENDED and not self.status.connects:
-                restart = VpnReason.AUTH_FAILED
-            self._cause = more_telling(self._cause, restart)
+            self._cause = more_telling(self._cause, cause_of_restart(line.detail))
             if self._up or was is VpnState.CONNECTED:
                 self._up = False
                 steps.append(ShutWay())
@@ -187,8 +190,8 @@ class Session:
             )
             return [OpenWay(self.status.dns, local_ip6 is not None)]
         if state is not was or line.name == "RECONNECTING":
-            reason = self._why() if state is VpnState.RECONNECTING else None
-            self._enter(state, reason, SENTENCES[reason] if reason else "", now)
+            why = self._why() if state is VpnState.RECONNECTING else None
+            self._enter(state, why, SENTENCES[why] if why else "", now)
             steps.append(Tell())
         return steps
 
@@ -201,17 +204,11 @@ class Session:
         return [Tell()]
 
     def _enter(self, state: VpnState, reason: VpnReason | None, detail: str, now: float) -> None:
-        gone: dict[str, object] = {}
+        since = now if state is not self.status.state else self.status.since
+        status = attrs.evolve(self.status, state=state, reason=reason, detail=detail, since=since)
         if state is not VpnState.CONNECTED:
-            gone = {"local_ip": None, "local_ip6": None, "dns": ()}
-        self.status = attrs.evolve(
-            self.status,
-            state=state,
-            reason=reason,
-            detail=detail,
-            since=now if state is not self.status.state else self.status.since,
-            **gone,
-        )
+            status = attrs.evolve(status, local_ip=None, local_ip6=None, dns=())
+        self.status = status
 
     def _why(self) -> VpnReason | None:
         return more_telling(self._standing, self._cause) if self._cause else self._standing

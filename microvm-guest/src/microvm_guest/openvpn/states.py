@@ -33,7 +33,7 @@ class VpnReason(StrEnum):
 
     AUTH_FAILED = "auth_failed"
     CREDENTIALS_MISSING = "credentials_missing"
-    KEY_PASSPHRASE = "key_passphrase"
+    KEY_PASSPHRASE = "key_passphrase"  # noqa: S105 - a word, no secret
     CHALLENGE = "challenge"
     OWN_CERTIFICATE_EXPIRED = "own_certificate_expired"
     SERVER_CERTIFICATE_EXPIRED = "server_certificate_expired"

@@ -90,7 +90,9 @@ class OpenVpnTunnel:
         self._credentials = credentials
         self._dns = tuple(dns)
         if len(numeric(self._dns)) != len(self._dns):
-            raise ConfigError("A VPN's name servers are given by address.", remedy="dns=('9.9.9.9',)")
+            raise ConfigError(
+                "A VPN's name servers are given by address.", remedy="dns=('9.9.9.9',)"
+            )
         self._outbound = outbound if outbound is not None else not machine.config.nets
         self._scope: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._nursery: trio.Nursery | None = None
@@ -330,7 +332,9 @@ class _Run:
         while data := await stream.receive_some(RECEIVE):
             *lines, rest = (rest + data).split(b"\n")
             rest = rest[-RECEIVE:]
-            self._printed.extend(line.decode("utf-8", "backslashreplace") for line in lines[-TAIL_LINES:])
+            self._printed.extend(
+                line.decode("utf-8", "backslashreplace") for line in lines[-TAIL_LINES:]
+            )
 
     async def _manage(self, listener: trio.abc.Listener[HalfCloseableStream]) -> None:
         assert self._nursery is not None
@@ -341,7 +345,7 @@ class _Run:
             self._do(self._session.begin())
             try:
                 while data := await stream.receive_some(RECEIVE):
-                    for message in parser.feed(data):
+                    for message in parser.feed(bytes(data)):
                         self._do(self._session.take(message, time.time()))
                     self._tunnel.show_bytes(self._session.status)
             except ManagementError as error:
