@@ -1,6 +1,7 @@
 """The sockets between us and a QEMU, without a QEMU."""
 
 import os
+import resource
 import socket
 from pathlib import Path
 
@@ -66,3 +67,26 @@ def test_a_folder_whose_name_is_too_long_is_told_with_what_to_do(
     with pytest.raises(BackendError, match="Set TMPDIR"):
         Cables(1, named=[0])
     assert list(folder.iterdir()) == []
+
+
+def test_without_a_folder_for_temporary_files_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/no/such/folder")
+    with pytest.raises(BackendError, match=r"/no/such/folder.*\n.*Set TMPDIR"):
+        Cables(1, named=[0])
+
+
+def test_without_descriptors_no_folder_stays_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = os.dup(0)
+    os.close(wanted)
+    # Six for the pairs, none for the listener.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted + 6, hard))
+    try:
+        with pytest.raises(BackendError, match="ulimit -n"):
+            Cables(1, named=[0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []

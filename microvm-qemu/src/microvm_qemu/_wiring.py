@@ -112,16 +112,18 @@ class _Meeting:
     """A listening socket for one connection, in a folder of its own."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.mkdtemp(prefix="microvm-")  # of mode 0700
-        self.path = os.path.join(self._folder, "qemu")
         self._listener = socket.socket(socket.AF_UNIX)
+        self._folder: str | None = None
         try:
+            self._folder = tempfile.mkdtemp(prefix="microvm-")  # of mode 0700
+            self.path = os.path.join(self._folder, "qemu")
             self._listener.bind(self.path)
             self._listener.listen(1)
         except OSError as error:
+            where = self._folder or error.filename or "the folder for temporary files"
             self.close()
             raise BackendError(
-                f"No socket can be made in {self._folder}: {error.strerror or error}.",
+                f"No socket can be made in {where}: {error.strerror or error}.",
                 remedy="Set TMPDIR to a folder with a short name that you may write to.",
             ) from error
 
@@ -139,4 +141,5 @@ class _Meeting:
     def close(self) -> None:
         """Take the name away, and stop listening; again is fine."""
         self._listener.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
