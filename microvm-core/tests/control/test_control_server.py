@@ -5,6 +5,7 @@ import os
 import random
 import socket
 import stat
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -93,6 +94,33 @@ async def test_the_socket_is_its_users_alone_and_goes_with_the_machine(machine_o
         assert place.stat().st_mode & 0o777 == 0o700
     assert list(place.iterdir()) == []
     assert Census.take() == before
+
+
+STRANGER = """
+import os, socket
+talk = socket.socket(socket.AF_UNIX)
+os.setgid(65534)
+os.setuid(65534)
+talk.connect("web-1.sock")
+try:
+    talk.sendall(b'{"do": "info"}' + bytes([10]))
+    print(talk.recv(100))
+except (BrokenPipeError, ConnectionResetError):
+    print(b"")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+async def test_another_user_is_not_heard_even_where_the_modes_let_him(machine_of, place) -> None:
+    async with machine_of():
+        place.chmod(0o755)
+        (place / f"{NAME}.sock").chmod(0o666)
+        said = await trio.run_process(
+            [sys.executable, "-c", STRANGER], cwd=place, capture_stdout=True
+        )
+        assert said.stdout == b"b''\n"
+        place.chmod(0o700)
+        assert (await ask("info"))[0]["state"] == "running"
 
 
 async def test_a_name_is_one_machines_at_a_time(machine_of: Build) -> None:
