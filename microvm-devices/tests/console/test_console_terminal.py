@@ -117,6 +117,32 @@ async def test_what_is_typed_reaches_the_guest_in_order_and_waits_for_its_buffer
         assert await guest.read(0, len(text)) == text
 
 
+async def test_what_is_typed_waits_until_a_driver_of_several_ports_has_the_terminal_open() -> None:
+    """Linux's throws away what comes before."""
+    console = device(ports=["a"])
+    guest = GuestConsole(console)
+    await console.send(b"typed early")
+    async with console.lifespan():
+        async with guest.driving():
+            await guest.set_up()
+            guest.offer()
+            await trio.testing.wait_all_tasks_blocked()
+            assert not guest.port(0)[0].used()
+            await guest.open(0)
+            assert await guest.read(0, 11) == b"typed early"
+        await console.send(b"and after a pause")
+        async with guest.driving(resume=True):
+            assert await guest.read(0, 17) == b"and after a pause"
+        await console.send(b"and after a reset")
+        async with guest.driving():
+            await guest.set_up()
+            guest.offer()
+            await trio.testing.wait_all_tasks_blocked()
+            assert not guest.port(0)[0].used()
+            await guest.open(0)
+            assert await guest.read(0, 17) == b"and after a reset"
+
+
 async def test_the_end_of_the_machine_is_the_end_of_every_reader() -> None:
     console = device()
     async with console.lifespan():

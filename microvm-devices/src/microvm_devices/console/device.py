@@ -182,6 +182,8 @@ class ConsoleDevice(VirtioDevice, TerminalDevice):
             self._tell_size()
         queues = activation.queues
         several = bool(activation.features & VIRTIO_CONSOLE_F_MULTIPORT)
+        # With one port the driver never says that it is ready for it.
+        self._terminal.hold(several and not self._control.ports[0].guest_open)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(trio.sleep_forever)  # also if there is nothing to serve
@@ -304,6 +306,8 @@ class ConsoleDevice(VirtioDevice, TerminalDevice):
             self._requests += 1
             if changed is not None and changed.id in self._ports:
                 self._ports[changed.id].guest_opened(changed.guest_open)
+            elif changed is not None:
+                self._terminal.hold(not changed.guest_open)
             self._wake_control()
 
     async def _serve_control_receive(self, active: ActiveQueue) -> None:

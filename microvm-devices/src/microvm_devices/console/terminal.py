@@ -36,6 +36,7 @@ class Terminal:
     def __init__(self, hub: ConsoleHub) -> None:
         self._hub = hub
         self._pending = bytearray()
+        self._held = False
         self._changed: trio.Event | None = None
         self._taken = 0
         """Of the chain that is being taken: a pause may come in the middle of it."""
@@ -98,6 +99,11 @@ class Terminal:
             if left:
                 await self._wait_for_change()
 
+    def hold(self, held: bool) -> None:
+        """Whether what is typed is to wait, for a driver that is known to throw it away still."""
+        self._held = held
+        self._change()
+
     async def serve_input(self, active: ActiveQueue) -> None:
         """Give the guest what is typed, for as long as the run lasts.
 
@@ -106,7 +112,7 @@ class Terminal:
         """
         active.queue.disable_notification()
         while True:
-            while not self._pending:
+            while self._held or not self._pending:
                 await self._wait_for_change()
             chain = await next_buffer(active)
             writer = ChainWriter(chain)
