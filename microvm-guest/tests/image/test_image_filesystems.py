@@ -137,3 +137,21 @@ def test_packages_made_by_hand_are_packages_to_dpkg(tmp_path: Path) -> None:
     made = deb(tmp_path / "x.deb", MEMBERS)
     listed = subprocess.run(["dpkg-deb", "-c", made], capture_output=True, text=True, check=True)
     assert len(listed.stdout.splitlines()) == len(MEMBERS)
+
+
+ODD_TARGETS = ["x\ndump /etc/own out", '"' * 4090 + "dump"]
+"""A second line for debugfs, and a line so long that debugfs takes it for two."""
+
+
+@pytest.mark.parametrize("target", ODD_TARGETS)
+def test_nothing_a_package_says_becomes_a_command_of_its_own(target: str) -> None:
+    with pytest.raises(BuildError, match="'link'"):
+        list(ext4_script([Symlink("link", target)]))
+
+
+def test_a_link_with_a_line_break_in_it_is_refused_with_its_package(tmp_path: Path) -> None:
+    place = tmp_path / "tree"
+    place.mkdir()
+    odd = package(tmp_path / "x.deb", [symlink("./bin/link", ODD_TARGETS[0])])
+    with pytest.raises(BuildError, match="control characters"):
+        unpack([odd], [], place, Tree(), Silent())

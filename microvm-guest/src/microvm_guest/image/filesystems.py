@@ -36,7 +36,10 @@ EXT4_FEATURES: Final = (
 EXT4_SPARE: Final = 1.2, 64
 """Factor and MiB on top of the content, when no size is asked for."""
 _VERSION: Final = re.compile(r"\d+\.\d+[\w.]*")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _QUIET: Final = ("debugfs", "Allocated inode:")
+_MAX_COMMAND_BYTES: Final = 1000
+"""debugfs reads BUFSIZ bytes of a line, 1024 with musl, and takes the rest for a new command."""
 
 
 @attrs.frozen(kw_only=True)
@@ -111,23 +114,38 @@ def ext4_size_mib(content: Content) -> int:
 def ext4_script(entries: Iterable[Entry]) -> Iterable[str]:
     """Lines for debugfs(8) that put `entries` into an empty file system. Pure.
 
-    It finds files by their names, so it is to run in the content's folder.
+    It finds files by their names, so it is to run in the content's folder. Its commands write files
+    of the host's, too (dump): no name or target may become a line of its own.
+
+    Raises:
+        BuildError: a name or a link's target can't be said to it.
     """
     for entry in entries:
-        place = _quoted(f"/{entry.name}")
-        match entry:
-            case Directory():
-                yield f"mkdir {place}"
-                yield f"sif {place} mode 0{0o040000 | entry.mode:o}"
-            case Stored():
-                yield f"write {_quoted(entry.name)} {place}"
-                yield f"sif {place} mode 0{0o100000 | entry.mode:o}"
-                if entry.links > 1:
-                    yield f"sif {place} links_count {entry.links}"
-            case HardLink():
-                yield f"ln {_quoted(f'/{entry.target}')} {place}"
-            case Symlink():
-                yield f"symlink {place} {_quoted(entry.target)}"
+        for line in _commands_for(entry):
+            if _CONTROL.search(line) or len(line.encode()) > _MAX_COMMAND_BYTES:
+                raise BuildError(
+                    f"{entry.name!r} can't be put on an ext4 disk: its name, or what it points at, "
+                    "is too long or has control characters in it.",
+                    remedy="Leave out what brings it, or ask for erofs.",
+                )
+            yield line
+
+
+def _commands_for(entry: Entry) -> Iterable[str]:
+    place = _quoted(f"/{entry.name}")
+    match entry:
+        case Directory():
+            yield f"mkdir {place}"
+            yield f"sif {place} mode 0{0o040000 | entry.mode:o}"
+        case Stored():
+            yield f"write {_quoted(entry.name)} {place}"
+            yield f"sif {place} mode 0{0o100000 | entry.mode:o}"
+            if entry.links > 1:
+                yield f"sif {place} links_count {entry.links}"
+        case HardLink():
+            yield f"ln {_quoted(f'/{entry.target}')} {place}"
+        case Symlink():
+            yield f"symlink {place} {_quoted(entry.target)}"
 
 
 def _quoted(text: str) -> str:

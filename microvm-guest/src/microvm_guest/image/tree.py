@@ -99,7 +99,7 @@ class Tree:
                 self._add_directory(Directory(name, mode=mode), package)
                 return None
             case "symlink":
-                self.put(_checked(Symlink, name, member.target), package)
+                self.put(_checked(Symlink, name, _printable(member.target)), package)
                 return None
             case "hardlink":
                 self._add_hard_link(name, place_of(member.target), package)
@@ -188,10 +188,15 @@ def place_of(name: str) -> str | None:
 
 
 def _plain(name: str) -> str:
-    if any(ord(letter) < 0x20 or letter == "\x7f" for letter in name):
-        raise TreeError(f"{name!r} has control characters in it")
-    _checked(Directory, name)
+    _checked(Directory, _printable(name))
     return name
+
+
+def _printable(text: str) -> str:
+    """A name or a target on one line: they go into lists and commands of other programs."""
+    if any(ord(letter) < 0x20 or letter == "\x7f" for letter in text):
+        raise TreeError(f"{text!r} has control characters in it")
+    return text
 
 
 def _checked(kind: type, *values: str) -> Entry:
