@@ -34,6 +34,7 @@ TEST_TOOLS = (
     "httpx[socks]>=0.28",
 )
 PYTHONS = [nox.param(path, id=version) for version, path in pythons.found().items()]
+NEWEST = f"tests({PYTHONS[-1].id})" if PYTHONS else "tests"
 THIS_PYTHON = pythons.oldest()
 HOST_TESTS = "not linux_guest and not lab and not slow"
 """What is run on each Python; what is slow has a session of its own, on one."""
@@ -46,7 +47,9 @@ GUEST_DISKS = ("python", "tools/guest_disks.py")
 LAB_SMOKE = ("microvm", "run", "--backend", "kvm", "--timing", "--", "uname", "-a")
 
 nox.needs_version = ">=2024.10.9"
-nox.options.sessions = ["lint", "tests", "lowest", "slow", "matrix", "guest", "lab_smoke"]
+# Both ends of what is supported: the newest Python with the newest dependencies, the oldest with
+# the lowest. What lies between is `nox -s tests`.
+nox.options.sessions = ["lint", NEWEST, "lowest", "slow", "matrix", "guest", "lab_smoke"]
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 
