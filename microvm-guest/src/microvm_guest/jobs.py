@@ -69,15 +69,17 @@ class AgentJob(GuestJob):
 
     async def logs(self) -> bytes:
         """The last that it has printed; see `GuestJob.logs`."""
-        end = (await self.status()).log_bytes
+        # As many bytes as it keeps now are there for whoever asks, the same ones or later ones: a
+        # log that has lost some since is full. And no agent can have us keep more.
+        kept = (await self.status()).log_kept
         log = bytearray()
         async with self.follow() as output:
-            while output.skipped + len(log) < end:
+            while len(log) < kept:
                 data = await output.stream.receive_some()
                 if not data:
                     break
                 log += data
-        return bytes(log[: max(0, end - output.skipped)])
+        return bytes(log[:kept])
 
     @asynccontextmanager
     async def follow(self, *, from_start: bool = True) -> AsyncIterator[JobOutput]:

@@ -322,6 +322,41 @@ async def test_logs_end_where_they_ended_when_they_were_asked_for():
         assert await (await client.job(1)).logs() == b"cde"
 
 
+async def logs_when_its_log_is(client, agent, begin, end, frames):
+    """What `logs` gives when the agent tells these positions and then sends these frames."""
+
+    async def script():
+        await agent.greet()
+        for _ in range(2):
+            await agent.expect(FrameType.JOBS)
+            told = attrs.evolve(JOB, log_begin=begin, log_end=end)
+            await agent.send(FrameType.JOBS, payload=encode_job(told))
+        attach = await agent.expect(FrameType.ATTACH)
+        await agent.send(FrameType.STARTED, attach.stream, struct.pack("<I", 1))
+        for kind, payload in frames:
+            await agent.send(kind, attach.stream, payload)
+        await agent.expect(FrameType.CLOSE)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(script)
+        return await (await client.job(1)).logs()
+
+
+async def test_logs_of_a_job_that_prints_faster_than_it_is_read_are_not_empty():
+    skipped = (FrameType.SKIPPED, struct.pack("<Q", 9_000))
+    async with agent_pair() as (client, agent):
+        frames = [skipped, (FrameType.STDOUT, b"later")]
+        assert await logs_when_its_log_is(client, agent, 10, 15, frames) == b"later"
+
+
+async def test_row_87_logs_are_no_more_than_a_log_can_hold():
+    """The agent says that all of it is yet to come."""
+    async with agent_pair() as (client, agent):
+        frames = [(FrameType.STDOUT, b"x" * 1000)] * 3
+        logs = await logs_when_its_log_is(client, agent, 2**60, 2**60 + 1500, frames)
+        assert logs == b"x" * 1500
+
+
 # --- an agent of before -------------------------------------------------------------------------
 
 
