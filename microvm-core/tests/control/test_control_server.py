@@ -21,7 +21,9 @@ from microvm.control import server as server_module
 from microvm.control.client import ControlClient, running_machines
 from microvm.control.directory import runtime_directory
 from microvm.control.lines import MAX_REQUEST_BYTES, Refused
+from microvm.control.server import ControlServer
 from microvm.errors import GuestGone
+from microvm.outcome import MachineOutcome, OutcomeReason
 from microvm.testing.boot_files import tiny_kernel
 from microvm.testing.census import Census
 from microvm.testing.platform import ScriptedMachine, scripted_machine
@@ -227,6 +229,59 @@ async def test_who_asked_for_the_end_hears_of_it_though_the_program_leaves_at_on
         nursery.start_soon(client)
         await machine.wait()
     assert answers == [{"reason": "stopped", "detail": "The host stopped it."}]
+
+
+class SlowToStop:
+    """What a server asks of a machine whose end takes `seconds`."""
+
+    state = "running"
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    async def stop(self) -> MachineOutcome:
+        await trio.sleep(self._seconds)
+        return MachineOutcome(reason=OutcomeReason.STOPPED, detail="At last.")
+
+
+async def asked_to_stop_and_left(place: Path, seconds: float) -> bytes:
+    """What a client hears of a machine that is gone while its end is being asked for."""
+    server: Any = ControlServer(NAME, SlowToStop(seconds))  # type: ignore[arg-type]
+    with trio.fail_after(30):
+        async with server.lifespan():
+            client = await connected(place)
+            await client.send_all(b'{"do": "stop"}\n')
+            while not server._answering:
+                await trio.testing.wait_all_tasks_blocked()
+        async with client:
+            return b"".join([bytes(chunk) async for chunk in client])
+
+
+async def test_leaving_waits_for_the_answer_to_who_asked_for_the_end(place, monkeypatch) -> None:
+    monkeypatch.setattr(server_module, "LAST_ANSWERS_WITHIN_S", 1000)
+    assert b"At last." in await asked_to_stop_and_left(place, 0.1)
+
+
+async def test_but_not_for_long(place, monkeypatch) -> None:
+    monkeypatch.setattr(server_module, "LAST_ANSWERS_WITHIN_S", 0.05)
+    assert await asked_to_stop_and_left(place, 1000) == b""
+
+
+async def test_leaving_waits_for_nobody_who_has_his_answer(machine_of, monkeypatch) -> None:
+    monkeypatch.setattr(server_module, "LAST_ANSWERS_WITHIN_S", 1000)
+    with trio.fail_after(30):
+        async with machine_of():
+            await ask("info", "stats", "stop")
+
+
+async def test_who_does_not_read_answers_is_cut_off(machine_of, place, monkeypatch) -> None:
+    """Row 86."""
+    monkeypatch.setattr(server_module, "ANSWER_WITHIN_S", 0.05)
+    async with machine_of() as machine, await connected(place) as client:
+        with trio.fail_after(30), pytest.raises(trio.BrokenResourceError):
+            while True:
+                await client.send_all(b'{"do": "stats"}\n' * 100)
+        assert machine.state == "running"
 
 
 async def test_more_clients_than_there_may_be_are_sent_away(machine_of, place, monkeypatch) -> None:
