@@ -14,6 +14,7 @@ sys.path += [
 ]
 
 from microvm_guest.image import DiskSpec, File, compose, progress_for
+from microvm_guest.image.variants import VARIANTS
 
 PACKAGES = ("curl", "e2fsprogs", "fio", "iperf3", "iproute2", "iputils-ping", "mount")
 """What the tests run in guests, beside what is essential to Debian."""
@@ -39,7 +40,7 @@ ROOTS = {
 
 def main() -> None:
     """Make all of them."""
-    for spec in (SYSTEM, *ROOTS.values()):
+    for spec in (SYSTEM, *ROOTS.values(), *VARIANTS.values()):
         print(compose(spec, progress_for(sys.stderr)).path)
 
 

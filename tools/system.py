@@ -32,9 +32,11 @@ TESTS = (
     "netcat-openbsd",
     "openssh-client",
     "openssh-server",
+    "openssl",
+    "openvpn",
 )
 """For the tests on the host: to compile the guest's agent, to unpack each kind of archive, to make
-each kind of file system, and clients of SOCKS5."""
+each kind of file system, clients of SOCKS5, and a VPN's server with its certificates."""
 LAB = ("qemu-system-x86", "busybox-static", "util-linux")
 """To run the lab (tools/lab); its kernel is fetched by the lab itself, and not installed."""
 IMAGE = debian_packages()

@@ -33,9 +33,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="connect, and serve until Ctrl-C",
         description=(
             "Boot a machine, connect it to an OpenVPN server, and offer on this host a SOCKS5 "
-            "proxy that leads through the VPN or nowhere. Nothing of this host's own network is changed, "
-            "and no root is needed. Serves until Ctrl-C. Exit codes: 1 the VPN failed, 125 microvm "
-            "itself did, 130 Ctrl-C."
+            "proxy that leads through the VPN or nowhere. Nothing of this host's own network is "
+            "changed, and no root is needed. Serves until Ctrl-C. Exit codes: 1 the VPN failed, "
+            "125 microvm itself did, 130 Ctrl-C."
         ),
     )
     run.add_argument("config", metavar="CONFIG", help="an OpenVPN client's configuration (.ovpn)")

@@ -1,8 +1,8 @@
 """OpenVPN's management protocol, without IO: bytes in, messages out; commands as bytes.
 
 After OpenVPN's doc/management-notes.txt, as of 2.6; 2.7 says nothing different to a client. A line
-is a message. One that begins with ``>`` comes by itself (real-time); one that begins with ``SUCCESS:``
-or ``ERROR:`` answers a command; others are the body of an answer, up to ``END``.
+is a message. One that begins with ``>`` comes by itself (real-time); one that begins with
+``SUCCESS:`` or ``ERROR:`` answers a command; others are the body of an answer, up to ``END``.
 
 The other side is in the guest, and is not trusted: lines are bounded, and what is no message is a
 `ManagementError` or an `Unknown`, never an exception of Python's.

@@ -28,7 +28,8 @@ LAST: Final = 1_000_000
 FAMILIES: Final = ("-4", "-6")
 _LOOPBACK: Final = {"-4": "127.0.0.0/8", "-6": "::1/128"}
 """Nobody's at the other end: refused here, or whoever asks would wait for an answer. TCP alone:
-musl finds out whether there is IPv4 by connecting a datagram socket to 127.0.0.1 (AI_ADDRCONFIG)."""
+musl finds out whether there is IPv4 by connecting a datagram socket to 127.0.0.1
+(AI_ADDRCONFIG)."""
 _WHO: Final = f"uidrange {SERVER_UID}-{SERVER_UID}"
 
 
