@@ -23,7 +23,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t asked = PTHREAD_COND_INITIALIZER;
 static struct lookup *queue, **queue_end = &queue; /* under `lock`, as is what follows */
 static struct lookup *finished;
-static unsigned threads, idle;
+static unsigned threads, idle, queued;
 static struct watch answers;
 
 /* Whether /etc/hosts has the word anywhere: then no name server is needed. */
@@ -114,6 +114,7 @@ static void *work(void *nothing)
         }
         struct lookup *lookup = queue;
         queue = lookup->next;
+        queued--;
         if (queue == NULL)
             queue_end = &queue;
         lookup->waiting = false;
@@ -151,12 +152,13 @@ bool resolver_open(void)
     return answers.fd >= 0 && watch_for(&answers, EPOLLIN);
 }
 
-/* Under the lock. One that can't be had is no matter while there is another. */
+/* Under the lock. An idle one is spoken for by each lookup that is queued. One that can't be had is
+ * no matter while there is another. */
 static bool have_a_thread(void)
 {
     pthread_attr_t attributes;
     pthread_t thread;
-    if (idle > 0 || threads == MAX_THREADS)
+    if (idle > queued || threads == MAX_THREADS)
         return true;
     pthread_attr_init(&attributes);
     pthread_attr_setstacksize(&attributes, STACK_BYTES);
@@ -183,6 +185,7 @@ struct lookup *resolver_ask(const char *name, uint16_t port, void (*done)(struct
     if (able) {
         *queue_end = lookup;
         queue_end = &lookup->next;
+        queued++;
         pthread_cond_signal(&asked);
     }
     pthread_mutex_unlock(&lock);
@@ -202,6 +205,7 @@ void resolver_forget(struct lookup *lookup)
         while (*it != lookup)
             it = &(*it)->next;
         *it = lookup->next;
+        queued--;
         if (queue_end == &lookup->next)
             queue_end = it;
     }
