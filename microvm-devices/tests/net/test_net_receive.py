@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from microvm.abc import Offload
 from microvm.config import MAX_MTU, RateLimit
 from microvm.errors import QueueError
+from microvm.testing.queue_driver import activation
+from microvm.virtio.queue import VirtQueue
 from microvm_devices.net.device import NetDevice
 from microvm_devices.net.features import (
     F_CSUM,
@@ -305,6 +308,77 @@ async def test_31_buffers_offered_one_by_one_are_never_forgotten() -> None:
                 driver.offer(BUFFER)
                 net.link.give(frame)
             assert (await driver.received())[1] == frame
+
+
+async def test_31_buffers_that_come_while_the_doorbell_is_asked_for_are_taken() -> None:
+    """Row 31: the driver did not see the wish yet, and does not ring."""
+
+    class Late(VirtQueue):
+        __slots__ = ()
+
+        def enable_notification(self) -> bool:
+            if not self.next_avail:
+                driver.rx.add(writable=[BUFFER])
+            return super().enable_notification()
+
+    net = ScriptedNet()
+    device = NetDevice(net, settings())
+    driver = NetDriver()
+    net.link.give(FRAME)
+    active = activation(*driver.queues, features=driver.features)
+    late = Late(driver.memory, driver.rx.layout, features=driver.features)
+    queues = (attrs.evolve(active.queues[0], queue=late), active.queues[1])
+    async with device.lifespan(), trio.open_nursery() as nursery:
+        nursery.start_soon(device.run, attrs.evolve(active, queues=queues))
+        with trio.fail_after(5):
+            assert (await driver.received())[1] == FRAME
+        nursery.cancel_scope.cancel()
+
+
+async def test_48_a_frame_in_several_buffers_is_there_at_once_or_not_at_all() -> None:
+    """5.1.6.4.1: the driver counts on the others when it sees the first."""
+
+    class Whole(VirtQueue):
+        __slots__ = ()
+
+        def add_used(self, head: int, written: int) -> None:
+            pytest.fail("A frame's buffers are handed back one by one.")
+
+    net = ScriptedNet()
+    device = NetDevice(net, settings())
+    driver = NetDriver(F_MRG_RXBUF)
+    driver.offer(*[100] * 20)
+    net.link.give(incoming(bytes(250)))
+    active = activation(*driver.queues, features=driver.features)
+    whole = Whole(driver.memory, driver.rx.layout, features=driver.features)
+    queues = (attrs.evolve(active.queues[0], queue=whole), active.queues[1])
+    async with device.lifespan(), trio.open_nursery() as nursery:
+        nursery.start_soon(device.run, attrs.evolve(active, queues=queues))
+        with trio.fail_after(5):
+            assert (await driver.received())[0][-1] == 3
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_driver_is_not_asked_to_ring_while_there_are_buffers() -> None:
+    net = ScriptedNet()
+    async with running(NetDevice(net, settings())) as driver:
+        for index in range(100):
+            # The first time it waits for them, and then it has some to spare.
+            driver.offer(BUFFER, *[BUFFER] * (index == 0))
+            net.link.give(FRAME)
+            await driver.received()
+        assert driver.rx.doorbell.rings <= 2
+
+
+async def test_48_a_frame_that_fills_its_buffers_to_the_last_byte_takes_no_other() -> None:
+    net = ScriptedNet()
+    async with running(NetDevice(net, settings()), F_MRG_RXBUF) as driver:
+        driver.offer(*[100] * 20)
+        for buffers in (1, 2, 3):
+            frame = incoming(bytes(100 * buffers - HEADER_BYTES - 14))
+            net.link.give(frame)
+            header, received = await driver.received()
+            assert (header[-1], received) == (buffers, frame)
 
 
 async def test_a_batch_is_interrupted_for_once() -> None:

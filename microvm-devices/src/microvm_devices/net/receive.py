@@ -105,8 +105,7 @@ class ReceiveQueue:
         """Whether the driver can't offer more for the next frame than was taken already."""
         if not self.mergeable:
             return self.room > 0
-        size = self._queue.size
-        return self._queue.in_flight == size or len(self.views) >= size
+        return len(self.views) >= self._queue.size
 
     def use(self, length: int) -> int:
         """Hand back the buffers that a frame of `length` bytes, header included, lies in.
