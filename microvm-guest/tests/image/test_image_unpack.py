@@ -11,6 +11,7 @@ import pytest
 
 from microvm_guest.image.cpio import File
 from microvm_guest.image.errors import BuildError
+from microvm_guest.image.loader_cache import add_loader_cache, can_make_loader_cache
 from microvm_guest.image.packages import Package
 from microvm_guest.image.progress import Silent
 from microvm_guest.image.tree import Tree
@@ -134,6 +135,70 @@ def test_a_package_that_unpacks_to_more_than_the_bound_stops_there(
         unpack([bomb], [], place, Tree(), Silent(), max_bytes=1 << 20)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 << 10
     assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [
+            member("./usr/share/doc/x/a", bytes(300_000)),
+            member("./usr/share/man/b", bytes(800_000)),
+        ],
+        [member("./usr/share/doc/x/a")] * 30,
+        [folder("./")] * 30,
+    ],
+    ids=["bytes", "files", "folders"],
+)
+def test_what_is_left_out_counts_as_well(members: Members, place: Path, tmp_path: Path) -> None:
+    """Row 78: somebody has to read past it."""
+    bomb = package(tmp_path / "bomb.deb", members)
+    with pytest.raises(BuildError, match="more than"):
+        unpack([bomb], [], place, Tree(), Silent(), max_bytes=1 << 20, max_members=20)
+
+
+def test_a_link_where_a_file_is_wanted_is_not_followed(place: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("of the host")
+    odd = [symlink("./usr/share/base-passwd/passwd.master", str(secret))]
+    unpacked(place, package(tmp_path / "odd.deb", odd))
+    assert (place / "etc/passwd").read_text().startswith("root:")
+
+
+LOADER = [
+    member("./etc/ld.so.conf", b"/usr/lib\n"),
+    member("./usr/lib/libx.so.1", b"no library"),
+    folder("./var/cache/ldconfig"),
+]
+
+
+@pytest.mark.skipif(not can_make_loader_cache(), reason="no ldconfig, or no right to chroot")
+def test_the_loaders_cache_is_made_and_what_it_was_made_with_is_not_kept(
+    place: Path, tmp_path: Path
+) -> None:
+    tree = unpacked(place, package(tmp_path / "x.deb", LOADER))
+    add_loader_cache(place, tree)
+    assert "etc/ld.so.cache" in tree
+    assert (place / "etc/ld.so.cache").stat().st_size > 0
+    assert list((place / "var/cache/ldconfig").iterdir()) == []
+
+
+@pytest.mark.parametrize("link", ["var/cache", "var/cache/ldconfig"])
+@pytest.mark.skipif(not can_make_loader_cache(), reason="no ldconfig, or no right to chroot")
+def test_the_loaders_cache_is_made_without_going_through_a_packages_link(
+    place: Path, tmp_path: Path, link: str
+) -> None:
+    """Row 79."""
+    outside = tmp_path / "outside"
+    precious = outside / "cache/ldconfig/aux-cache"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("as it was")
+    target = outside / link.removeprefix("var").lstrip("/")
+    odd = package(tmp_path / "odd.deb", [*LOADER[:2], symlink(f"./{link}", str(target))])
+    tree = Tree()
+    unpack([odd], [], place, tree, Silent())
+    settle(place, tree)
+    add_loader_cache(place, tree)
+    assert precious.read_text() == "as it was"
 
 
 def test_a_package_cut_short_is_named(place: Path, tmp_path: Path) -> None:

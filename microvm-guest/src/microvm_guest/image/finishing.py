@@ -13,7 +13,7 @@ from typing import Final
 
 from microvm_guest.image.cpio import Directory, File, Symlink
 from microvm_guest.image.rootfs import ACCOUNTS, GROUP, HOSTS, PROFILE
-from microvm_guest.image.tree import Tree, merged_links
+from microvm_guest.image.tree import Stored, Tree, merged_links
 
 PACKAGE: Final = "microvm"
 """Whose these entries are, in messages."""
@@ -84,7 +84,7 @@ def finish(tree: Tree, read: ReadFile) -> list[File]:
             tree.put(Directory(name, mode=mode), PACKAGE)
     contents: dict[str, bytes] = {}
     for place, source in COPIES.items():
-        if place not in tree and source in tree:
+        if place not in tree and isinstance(tree.get(source), Stored):  # not a link to follow
             contents[place] = read(source)
     for place, text in DEFAULTS.items():
         if place not in tree:

@@ -13,6 +13,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
+from microvm_guest.image.cpio import Directory
 from microvm_guest.image.process import run
 from microvm_guest.image.requirements import find_program
 from microvm_guest.image.tree import Stored, Tree
@@ -42,13 +43,14 @@ def can_make_loader_cache() -> bool:
 def add_loader_cache(folder: Path, tree: Tree) -> None:
     """Make the cache of the libraries in a folder, and enter it into the tree.
 
-    A tree without the loader's configuration needs none. ldconfig reads libraries' headers, as
-    root of a folder; it runs nothing of what it finds there.
+    A tree without the loader's configuration needs none, and one that has a link where a
+    directory should be gets none. ldconfig reads libraries' headers, as root of a folder; it runs
+    nothing of what it finds there.
 
     Raises:
         BuildError: ldconfig failed.
     """
-    if CONFIG not in tree or CACHE in tree:
+    if CONFIG not in tree or CACHE in tree or _leads_away(tree):
         return
     # -X: links are the packages' affair.
     argv = [*_as_root(), find_program("ldconfig") or "ldconfig", "-X", "-r", str(folder)]
@@ -56,8 +58,14 @@ def add_loader_cache(folder: Path, tree: Tree) -> None:
     auxiliary = folder / _AUXILIARY
     if _AUXILIARY not in tree:
         auxiliary.unlink(missing_ok=True)
-        if "var/cache/ldconfig" not in tree:
+        if "var/cache/ldconfig" not in tree and auxiliary.parent.exists():
             auxiliary.parent.rmdir()
     place = folder / CACHE
     place.chmod(0o644)
     tree.put(Stored(CACHE, 0o644, place.stat().st_size), "microvm")
+
+
+def _leads_away(tree: Tree) -> bool:
+    """Whether the way to what ldconfig leaves goes by a link: we are not within the folder."""
+    parents = ("var", "var/cache", "var/cache/ldconfig")
+    return any(not isinstance(tree.get(name), Directory | None) for name in parents)

@@ -64,12 +64,6 @@ class Tree:
         self._entries: dict[str, Entry] = {}
         self._owners: dict[str, str] = {}
         self._implied: set[str] = set()
-        self._sizes = 0
-
-    @property
-    def total_bytes(self) -> int:
-        """Of all files' contents."""
-        return self._sizes
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
@@ -128,8 +122,6 @@ class Tree:
         for depth in range(1, len(parts)):
             self._imply("/".join(parts[:depth]), name, package)
         self._entries[name], self._owners[name] = entry, package
-        if isinstance(entry, Stored):
-            self._sizes += entry.size
 
     def entries(self) -> Iterator[Entry]:
         """Directories, parents first; then files; then hard links; then symbolic links."""

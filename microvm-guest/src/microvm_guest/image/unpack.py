@@ -22,9 +22,12 @@ from microvm_guest.image.untar import Content, TarError, members, reader
 if TYPE_CHECKING:
     from microvm_guest.image.packages import Package
     from microvm_guest.image.progress import Progress
+    from microvm_guest.image.untar import Member
 
 MAX_CONTENT_BYTES: Final = 8 << 30
-"""Of all files of a disk together."""
+"""Of all files in all packages of a disk, those that are left out as well."""
+MAX_MEMBERS: Final = 1_000_000
+"""Of all packages of a disk."""
 
 
 def unpack(
@@ -35,6 +38,7 @@ def unpack(
     progress: Progress,
     *,
     max_bytes: int = MAX_CONTENT_BYTES,
+    max_members: int = MAX_MEMBERS,
 ) -> None:
     """Fill an empty folder and its tree with packages, the user's files, and what scripts make.
 
@@ -45,15 +49,17 @@ def unpack(
         tree: Gets every entry.
         progress: Told after each package.
         max_bytes: Bound on all files' contents, as their headers tell it beforehand.
+        max_members: Bound on what packages list.
 
     Raises:
         BuildError: a package is damaged, or contradicts another; the message names it.
     """
     listed = list(packages)
+    bounds = _Bounds(max_bytes, max_members)
     for number, package in enumerate(listed):
         progress.update("unpacking the packages", number, len(listed))
         try:
-            _unpack_one(package, folder, tree, max_bytes)
+            _unpack_one(package, folder, tree, bounds)
         except (TarError, TreeError) as error:
             raise BuildError(
                 f"{package.name} {package.version} can't be unpacked: {error}.",
@@ -94,14 +100,29 @@ def settle(folder: Path, tree: Tree) -> None:
     folder.chmod(0o755)
 
 
-def _unpack_one(package: Package, folder: Path, tree: Tree, max_bytes: int) -> None:
+class _Bounds:
+    """What may still come: all of it has to be read past, whether it is kept or not."""
+
+    def __init__(self, max_bytes: int, max_members: int) -> None:
+        self._bytes_left, self._max_bytes = max_bytes, max_bytes
+        self._members_left, self._max_members = max_members, max_members
+
+    def count(self, member: Member) -> None:
+        self._bytes_left -= member.size
+        self._members_left -= 1
+        if self._bytes_left < 0:
+            raise TreeError(f"the packages hold more than {self._max_bytes >> 20} MiB")
+        if self._members_left < 0:
+            raise TreeError(f"the packages list more than {self._max_members} files")
+
+
+def _unpack_one(package: Package, folder: Path, tree: Tree, bounds: _Bounds) -> None:
     # The guard between us and dpkg-deb costs a fork; a builder that dies leaves nothing behind.
     with guarded(["dpkg-deb", "--fsys-tarfile", str(package.deb)]) as process:
         assert process.stdout is not None
         for member, content in members(reader(process.stdout)):
+            bounds.count(member)
             file = tree.add(member, package.name)
-            if tree.total_bytes > max_bytes:
-                raise TreeError(f"the disk would hold more than {max_bytes >> 20} MiB")
             if file is not None:
                 _write(folder, file.name, content)
 
