@@ -293,6 +293,16 @@ async def test_more_clients_than_there_may_be_are_sent_away(machine_of, place, m
             assert await third.receive_some() == b""
 
 
+async def test_who_has_left_takes_nobodys_place(machine_of, place, monkeypatch) -> None:
+    monkeypatch.setattr(server_module, "MAX_CLIENTS", 2)
+    async with machine_of():
+        for _ in range(5):
+            async with await connected(place) as client:
+                await client.send_all(b'{"do": "info"}\n')
+                assert "ok" in await answer_line(client)
+            await trio.testing.wait_all_tasks_blocked()
+
+
 async def test_silence_is_cut_off(machine_of, place, monkeypatch) -> None:
     """Row 86: half a request, then nothing."""
     monkeypatch.setattr(server_module, "REQUEST_WITHIN_S", 0.05)
