@@ -237,7 +237,7 @@ async def test_a_run_that_ends_while_the_link_is_full_goes_on_where_it_stood() -
 
 
 class HalfSentLink(ScriptedLink):
-    """Has kept a piece of a frame from before a pause."""
+    """Keeps a piece of each last frame, and has kept one from before a pause."""
 
     flushed = False
 
@@ -245,19 +245,26 @@ class HalfSentLink(ScriptedLink):
     def blocked(self) -> bool:
         return not self.flushed
 
+    def send(self, frames: Sequence[Frame]) -> int:
+        self.flushed = False
+        return super().send(frames)
+
     async def wait_writable(self) -> None:
         await super().wait_writable()
         self.flushed = True
 
 
-async def test_the_rest_of_a_frame_goes_out_after_a_pause_though_nothing_else_is_sent() -> None:
+@pytest.mark.parametrize("frames", [0, 1])
+async def test_the_rest_of_a_frame_goes_out_though_nothing_else_is_sent(frames: int) -> None:
     net = ScriptedNet()
     net.links = [link := HalfSentLink()]
     async with running(NetDevice(net, settings())) as driver:
-        # As each run's first wait does (`RunDoorbell`).
+        for _ in range(frames):
+            driver.send(FRAME)
+        # As each run's first wait does (`RunDoorbell`), also after a pause.
         driver.tx.doorbell.ring()
         await trio.testing.wait_all_tasks_blocked()
-        assert link.flushed
+        assert (len(link.taken), link.flushed) == (frames, True)
 
 
 async def test_46_and_31_frames_offered_while_the_device_sleeps_are_never_forgotten() -> None:
