@@ -460,3 +460,36 @@ def test_the_command_says_what_is_wrong_and_ends(udp: VpnServer, tmp_path: Path,
     done = cli(*words)
     assert done.returncode == 125
     assert b"client.ovpn line 3: 'up' is not allowed." in done.stderr
+
+
+# --- ends ------------------------------------------------------------------------------------
+
+
+async def test_a_machine_that_ends_ends_its_tunnel_with_a_name(
+    udp: VpnServer, leaves_nothing: None
+) -> None:
+    async with tunnel(udp) as (machine, vpn):
+        with trio.fail_after(60):
+            await vpn.wait_connected()
+        await machine.stop()
+        with trio.fail_after(60):
+            status = await vpn.wait_ended()
+        assert (status.state, status.reason) == (VpnState.FAILED, VpnReason.DAEMON_DIED)
+
+
+async def test_a_tunnel_cancelled_at_any_moment_leaves_nothing(
+    udp: VpnServer, leaves_nothing: None
+) -> None:
+    """And the machine can have another."""
+    config = config_file(udp)
+    async with Machine(vpn_machine()) as machine:
+        await machine.wait_ready()
+        for patience in (0.0, 0.1, 0.5, 1.0, 2.0):
+            with trio.move_on_after(patience):
+                async with OpenVpnTunnel(machine, config, ME) as vpn:
+                    await vpn.wait_ended()
+            assert vpn.status.state is VpnState.STOPPED
+        async with OpenVpnTunnel(machine, config, ME) as vpn:
+            with trio.fail_after(60):
+                await vpn.wait_connected()
+            assert await fetched(machine) == udp.digest

@@ -207,11 +207,11 @@ def test_a_static_challenge_is_asked_and_answered_with_the_password() -> None:
     (step,) = feed(one, need)
     assert step == s.Ask(Challenge(text="PIN?", echo=True))
     assert isinstance(step, s.Ask)
-    assert one.answered(step.challenge, "12") == [
+    assert one.answered(step.challenge, "12", 1.0) == [
         s.Send(b'username "Auth" "me"\n'),
         s.Send(b'password "Auth" "SCRV1:c2VjcmV0:MTI="\n'),
     ]
-    assert one.answered(step.challenge, "12") == [], "each question is answered once"
+    assert one.answered(step.challenge, "12", 1.0) == [], "each question is answered once"
 
 
 def test_a_dynamic_challenge_is_answered_when_it_is_asked_for() -> None:
@@ -225,7 +225,7 @@ def test_a_dynamic_challenge_is_answered_when_it_is_asked_for() -> None:
     assert one.status.state is not S.FAILED, "it is no refusal"
     (step,) = feed(one, m.NeedPassword(realm="Auth", username=True))
     assert isinstance(step, s.Ask)
-    assert one.answered(step.challenge, "42") == [
+    assert one.answered(step.challenge, "42", 1.0) == [
         s.Send(b'username "Auth" "me2"\n'),
         s.Send(b'password "Auth" "CRV1::Om01::42"\n'),
     ]
@@ -315,6 +315,46 @@ def test_the_way_is_open_only_while_it_is_up(story: list[object]) -> None:
         if one.status.state is S.FAILED:
             assert one.error().message
             assert one.error().reason is one.status.reason
+
+
+_KINDS = st.sampled_from(
+    ["STATE:1,CONNECTED,", "STATE:1,RECONNECTING,", "PASSWORD:Need 'Auth' username/password",
+     "PASSWORD:Need '", "PASSWORD:Verification Failed: 'Auth' ['CRV1:R:", "HOLD:", "LOG:1,I,",
+     "REMOTE:", "UPDOWN:ENV,", "UPDOWN:UP", "NEED-OK:", "FATAL:", "INFOMSG:CR_TEXT:"]
+)  # fmt: skip
+
+
+@given(st.lists(st.tuples(_KINDS, st.text(max_size=60)), max_size=20))
+def test_whatever_a_daemon_says_is_taken(lines: list[tuple[str, str]]) -> None:
+    """Row 93: it is the guest's, and the guest is hostile."""
+    text = "".join(f">{kind}{rest}\n" for kind, rest in lines)
+    one = session()
+    for message in m.ManagementParser().feed(text.encode("utf-8", "surrogatepass")):
+        for step in one.take(message, 1.0):
+            if isinstance(step, s.Ask):
+                one.answered(step.challenge, "an answer\nsignal SIGTERM", 1.0)
+
+
+@pytest.mark.parametrize("user", ["YQpi", "YWI=", "!!", ""])
+def test_a_challenges_user_name_can_not_become_a_command(user: str) -> None:
+    """``YQpi`` has a line end in it."""
+    one = session()
+    line = f">PASSWORD:Verification Failed: 'Auth' ['CRV1:R:id:{user}:PIN?']\n"
+    need = ">PASSWORD:Need 'Auth' username/password\n"
+    messages = m.ManagementParser().feed((line + need).encode())
+    (step,) = feed(one, *messages)
+    assert isinstance(step, s.Ask)
+    for answer in one.answered(step.challenge, "42", 1.0):
+        assert isinstance(answer, s.Send)
+        assert answer.data.count(b"\n") == 1
+
+
+def test_an_answer_that_can_not_be_sent_is_a_failure_and_no_crash() -> None:
+    one = session()
+    (step,) = feed(one, m.NeedPassword(realm="Auth", username=True, challenge="PIN?"))
+    assert isinstance(step, s.Ask)
+    one.answered(step.challenge, "x" * 10_000, 1.0)
+    assert (one.status.state, one.status.reason) == (S.FAILED, R.CHALLENGE)
 
 
 # --- tables ----------------------------------------------------------------------------------

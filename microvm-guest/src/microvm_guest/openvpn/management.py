@@ -298,6 +298,8 @@ def _dynamic(said: str) -> DynamicChallenge | None:
         username = base64.b64decode(match["user"], validate=True).decode("utf-8", "replace")
     except (binascii.Error, ValueError):
         username = ""
+    if not username.isprintable():
+        username = ""
     return DynamicChallenge(
         state_id=match["id"],
         username=username,

@@ -63,7 +63,7 @@ class Places:
         if self._open_for == (address, port):
             return
         if self._open is not None:
-            last, self._open = self._open, None
+            last, self._open, self._open_for = self._open, None, None
             await last.aclose()
         place = f"[{address}]" if ":" in address else address
         policy = OutboundPolicy(allow=(f"{place}:{port}",), others="deny")

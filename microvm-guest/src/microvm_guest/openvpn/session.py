@@ -243,10 +243,10 @@ class Session:
         dynamic = self._dynamic
         if dynamic is not None and not dynamic.wants_answer:
             self._dynamic = None
-            return self._credentials_of(m.dynamic_response(dynamic, ""), dynamic.username)
+            return self._credentials_of(now, m.dynamic_response(dynamic, ""), dynamic.username)
         text = dynamic.text if dynamic is not None else need.challenge
         if text is None:
-            return self._credentials_of(known.password)
+            return self._credentials_of(now, known.password)
         if known.answer is None:
             return self._fail(VpnReason.CHALLENGE, f"It asks: {text[:MAX_SAID]}", now)
         self._waiting = need
@@ -254,21 +254,24 @@ class Session:
         self._asking = Challenge(text=text, echo=echo)
         return [Ask(self._asking)]
 
-    def answered(self, challenge: Challenge, answer: str) -> list[Step]:
+    def answered(self, challenge: Challenge, answer: str, now: float) -> list[Step]:
         """The user has answered; too late, if the daemon asks something else by now."""
         if challenge is not self._asking:
             return []
         self._asking = None
         dynamic, self._dynamic = self._dynamic, None
         if dynamic is not None:
-            return self._credentials_of(m.dynamic_response(dynamic, answer), dynamic.username)
+            return self._credentials_of(now, m.dynamic_response(dynamic, answer), dynamic.username)
         assert self._credentials.password is not None
-        return self._credentials_of(m.static_response(self._credentials.password, answer))
+        return self._credentials_of(now, m.static_response(self._credentials.password, answer))
 
-    def _credentials_of(self, secret: str, name: str | None = None) -> list[Step]:
+    def _credentials_of(self, now: float, secret: str, name: str | None = None) -> list[Step]:
         name = name or self._credentials.username
         assert name is not None
-        return [Send(m.username("Auth", name)), Send(m.password("Auth", secret))]
+        try:
+            return [Send(m.username("Auth", name)), Send(m.password("Auth", secret))]
+        except ValueError as error:  # a challenge's name or a person's answer, of any length
+            return self._fail(VpnReason.CHALLENGE, f"The answer can't be sent: {error}", now)
 
     def _refused(self, failed: m.VerificationFailed, now: float) -> list[Step]:
         if failed.challenge is not None:
@@ -302,6 +305,12 @@ class Session:
     def broke(self, error: str, now: float) -> list[Step]:
         """What it said can't be understood, or the guest can't do what is needed."""
         return self._fail(VpnReason.PROTOCOL, error, now)
+
+    def lost(self, error: str, now: float) -> list[Step]:
+        """The guest, or the way to it, is gone."""
+        if self.status.state in ENDED:
+            return []
+        return self._fail(VpnReason.DAEMON_DIED, error, now)
 
     def ended(self, printed: str, now: float, *, asked: bool) -> list[Step]:
         """The daemon is gone.

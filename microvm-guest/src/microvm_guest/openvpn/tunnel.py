@@ -15,7 +15,7 @@ from collections import deque
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 from weakref import WeakSet
 
 import attrs
@@ -38,7 +38,7 @@ from microvm_guest.provisioners.openvpn import OpenVpnLink, numeric
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from trio.abc import HalfCloseableStream, ReceiveStream
 
@@ -52,9 +52,13 @@ OUTBOUND_PORT: Final = 1082
 TERM_WITHIN_S: Final = 3.0
 """For the daemon to say goodbye to its server."""
 RETRY_NAME_S: Final = 5.0
+BREATH_S: Final = 0.05
+"""Between the daemon's question for a server and our looking for it: it may ask without end."""
 RECEIVE: Final = 32 * 1024
 TAIL_LINES: Final = 20
 MAX_PRINTED: Final = 400
+
+T = TypeVar("T")
 
 
 class OpenVpnTunnel:
@@ -120,11 +124,15 @@ class OpenVpnTunnel:
         traceback: TracebackType | None,
     ) -> None:
         assert self._scope is not None
-        if error is None:
-            await self.stop()
-        await self._scope.__aexit__(None, None, None)
-        for feed in list(self._feeds):
-            feed.end()
+        try:
+            if error is None:
+                await self.stop()
+        finally:
+            if self._run is not None:
+                self._run.abandon()
+            await self._scope.__aexit__(None, None, None)
+            for feed in list(self._feeds):
+                feed.end()
 
     # --- for the user ---------------------------------------------------------------------
 
@@ -263,6 +271,8 @@ class _Run:
         self._hurry = trio.Event()
         self._holding = False
         self._asked_to_end = False
+        self._ran = False
+        self._under_way: dict[str, trio.CancelScope] = {}
         self._over = trio.Event()
 
     async def serve(self, task_status: trio.TaskStatus[None]) -> None:
@@ -270,10 +280,11 @@ class _Run:
         try:
             with self._scope:
                 await self._serve(task_status)
-        except MicrovmError as error:
-            if self._tunnel.status.state is VpnState.STOPPED:
-                raise  # it never ran: for whoever started it
-            self._do(self._session.broke(error.message, time.time()))
+        except (MicrovmError, BaseExceptionGroup) as caught:
+            error = _ours(caught)
+            if error is None or not self._ran:
+                raise  # a bug; or it never ran, which is for whoever started it
+            self._do(self._session.lost(error.message, time.time()))
         finally:
             printed = " ".join(self._printed)[-MAX_PRINTED:]
             self._do(self._session.ended(printed, time.time(), asked=self._asked_to_end))
@@ -299,11 +310,16 @@ class _Run:
             nursery.start_soon(self._read_output, process.stderr)
             nursery.start_soon(self._walk)
             nursery.start_soon(self._manage, listener)
+            self._ran = True
             task_status.started()
             try:
                 await process.wait()
             finally:
                 self._nursery = None
+
+    def abandon(self) -> None:
+        """It is about to be cancelled."""
+        self._asked_to_end = True
 
     async def stop(self) -> None:
         """As `OpenVpnTunnel.stop`."""
@@ -392,19 +408,33 @@ class _Run:
                 case s.FindWay():
                     self._begin(self._find_way, step)
 
-    def _begin(self, task: object, argument: object) -> None:
-        if self._nursery is not None and not self._over.is_set():
-            self._nursery.start_soon(task, argument)  # type: ignore[arg-type]
+    def _begin(self, task: Callable[[T], Awaitable[None]], argument: T) -> None:
+        """Do it beside the reading, in place of the same of before.
+
+        The daemon asks for one thing at a time, and one that asks a thousand times has one task.
+        """
+        if self._nursery is None:
+            return
+        name = task.__name__
+        if name in self._under_way:
+            self._under_way[name].cancel()
+        scope = self._under_way[name] = trio.CancelScope()
+
+        async def run() -> None:
+            with scope:
+                await task(argument)
+
+        self._nursery.start_soon(run)
 
     def _tell(self) -> None:
         status = self._session.status
         failed = status.state is VpnState.FAILED
         self._tunnel.publish(status, self._session.error() if failed else None)
         if failed:
-            self._begin(self._bury, None)
+            self._begin(self._bury, TERM_WITHIN_S)
 
-    async def _bury(self, _: None) -> None:
-        await trio.sleep(TERM_WITHIN_S)
+    async def _bury(self, within_s: float) -> None:
+        await trio.sleep(within_s)
         self._scope.cancel()
 
     def _log(self, flags: str, text: str) -> None:
@@ -425,10 +455,11 @@ class _Run:
     async def _ask(self, challenge: Challenge) -> None:
         assert self._credentials.answer is not None
         answer = await self._credentials.answer(challenge)
-        self._do(self._session.answered(challenge, answer))
+        self._do(self._session.answered(challenge, answer, time.time()))
 
     async def _find_way(self, wanted: s.FindWay) -> None:
         while True:
+            await trio.sleep(BREATH_S)
             place = await self._places.find(wanted.host, wanted.port, wanted.proto)
             if place is not None:
                 self._put(command("remote", "MOD", place, str(wanted.port)))
@@ -457,3 +488,15 @@ class _Run:
             self._hurry.set()
         elif self._session.status.state not in (*ENDED, VpnState.EXITING):
             self._put(command("signal", "SIGUSR1"))
+
+
+def _ours(error: BaseException) -> MicrovmError | None:
+    """The error of the guest's or the machine's that a group holds, if it holds nothing else."""
+    if isinstance(error, MicrovmError):
+        return error
+    assert isinstance(error, BaseExceptionGroup)
+    for one in error.exceptions:
+        if not isinstance(one, (MicrovmError, BaseExceptionGroup)) or _ours(one) is None:
+            return None
+    first = error.exceptions[0]
+    return _ours(first)
