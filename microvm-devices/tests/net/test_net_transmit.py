@@ -15,7 +15,7 @@ from microvm.config import RateLimit
 from microvm.testing.queue_driver import activation
 from microvm_devices.net.device import NetDevice
 from microvm_devices.net.features import F_CSUM, F_HOST_TSO4
-from microvm_devices.net.packet import HEADER, HEADER_BYTES, MAX_FRAME_BYTES, PLAIN
+from microvm_devices.net.packet import HEADER, HEADER_BYTES, MAX_FRAME_BYTES, MAX_PIECES, PLAIN
 from microvm_devices.net.testing import (
     MAC,
     PEER,
@@ -139,12 +139,26 @@ async def test_51_a_spoofed_source_is_dropped_if_the_address_was_given() -> None
         assert device.counters()["sent_dropped"] == int(fixed)
 
 
-async def test_a_frame_of_many_tiny_buffers_is_one_frame() -> None:
+class CountingLink(ScriptedLink):
+    """Looks at how many pieces a frame has."""
+
+    pieces = 0
+
+    def send(self, frames: Sequence[Frame]) -> int:
+        self.pieces = max(map(len, frames))
+        return super().send(frames)
+
+
+async def test_a_frame_of_many_tiny_buffers_is_one_frame_in_no_more_pieces_than_a_call_takes() -> (
+    None
+):
     net = ScriptedNet()
+    net.links = [link := CountingLink()]
     frame = ethernet(bytes(range(200)) + bytes(range(200)))
     async with running(NetDevice(net, settings()), size=1024) as driver:
         driver.send(frame, cut=range(1, len(frame)))
-        assert await net.link.sent() == frame
+        assert await link.sent() == frame
+    assert link.pieces <= MAX_PIECES + 1
 
 
 class RewritingLink(ScriptedLink):
