@@ -17,6 +17,7 @@ from microvm.errors import ConfigError, GuestError, GuestGone, GuestMemoryError,
 from microvm.memory import GuestMemory
 from microvm.testing.queue_driver import GuestHeap, QueueDriver, activation
 from microvm.virtio.features import RING_FEATURES
+from microvm_devices.balloon import device as device_module
 from microvm_devices.balloon import plugin
 from microvm_devices.balloon.device import BalloonDevice
 from microvm_devices.balloon.statistics import STAT
@@ -394,6 +395,34 @@ async def test_row_66_a_guest_that_gives_its_own_rings_away_hurts_nobody_else() 
     assert isinstance(await run_until_error(balloon, driver), QueueError)
     assert driver.memory.read(driver.inflate.layout.desc, 16) == bytes(16)
     assert balloon.counters()["inflated_bytes"] >= 32 * MIB
+
+
+@pytest.mark.parametrize("way", ["a long list", "a long run", "a long report"])
+async def test_row_66_other_tasks_have_their_turn_in_the_middle_of_a_chain(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row 66: 32 MiB, in pieces that are smaller than usual."""
+    monkeypatch.setattr(device_module, "PFNS_AT_ONCE", 64 if way == "a long list" else 1 << 20)
+    monkeypatch.setattr(device_module, "BYTES_AT_ONCE", 64 * PAGE)
+    balloon = device()
+    driver = Driver(balloon)
+    step = 2 if way == "a long list" else 1  # no run is longer than a page
+    pfns = range(8 * 256, 40 * 256, step)
+    driver.memory.write(6 * MIB, struct.pack(f"<{len(pfns)}I", *pfns))
+    queue = driver.queues[3] if way == "a long report" else driver.inflate
+    if way == "a long report":
+        queue.write_descriptor(0, 8 * MIB, 32 * MIB, 2)
+    else:
+        queue.write_descriptor(0, 6 * MIB, 4 * len(pfns), 0)
+    turns = 0
+    async with driver.driving():
+        await trio.testing.wait_all_tasks_blocked()
+        queue.offer(0)
+        queue.kick()
+        while not balloon.counters()["requests"]:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+    assert turns > len(pfns) / 64
 
 
 async def swallow(balloon: BalloonDevice, driver: Driver) -> None:
