@@ -42,6 +42,7 @@ _NOT_PUBLIC: Final = tuple(
         ("172.16.0.0/12", "a private network"),
         ("192.0.0.0/24", "reserved"),  # and 192.0.0.192, metadata of a cloud
         ("192.0.2.0/24", "documentation"),
+        ("192.88.99.0/24", "a relay"),
         ("192.168.0.0/16", "a private network"),
         ("198.18.0.0/15", "benchmarks"),
         ("198.51.100.0/24", "documentation"),
@@ -57,6 +58,12 @@ _NOT_PUBLIC: Final = tuple(
         ("fe80::/10", "link-local"),
         ("fec0::/10", "a private network"),
         ("ff00::/8", "multicast"),
+        ("2001::/23", "reserved"),  # and Teredo, which leads to IPv4 addresses
+        ("3fff::/20", "documentation"),
+        # Only 2000::/3 is global unicast (RFC 4291, 2.4); overlay networks use what is left.
+        ("::/3", "reserved"),
+        ("4000::/2", "reserved"),
+        ("8000::/1", "reserved"),
     )
 )
 """IANA's special-purpose address registries (RFC 6890), and clouds' metadata services."""

@@ -51,6 +51,14 @@ def allowed(policy, host, address=None, port=443, own=False):
         "224.0.0.251",
         "ff02::1",
         "255.255.255.255",
+        "192.88.99.1",
+        "2001:0:4136:e378:8000:63bf:3fff:fdd2",
+        "2001:2::1",
+        "3fff::1",
+        "::ffff:0:7f00:1",
+        "200::1",
+        "5f00::1",
+        "abcd::1",
     ],
 )
 def test_what_is_not_public_is_denied_by_whatever_name_it_came(address):
@@ -174,6 +182,8 @@ def test_no_address_is_public_that_python_calls_loopback_link_local_or_private(a
         assert not_public(address) is not None
     if inner.version == 4 and inner.is_private:
         assert not_public(address) is not None
+    if inner.version == 6 and int(inner) >> 125 != 1:
+        assert not_public(address) is not None, "2000::/3 alone is global unicast (RFC 4291, 2.4)"
 
 
 @given(st.text(max_size=30))

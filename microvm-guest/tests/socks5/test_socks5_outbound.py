@@ -212,6 +212,17 @@ async def test_a_name_that_is_denied_is_not_asked_for(monkeypatch):
     assert asked == []
 
 
+@pytest.mark.parametrize(
+    "host", ["b\\097d.example", "bad.example%", "bad.example/", "b*d", "[::1]"]
+)
+async def test_a_name_that_no_host_has_is_not_asked_for(monkeypatch, host):
+    """Row 92: resolvers read ``\\097`` as the letter (RFC 4343, 2.1), and rules don't."""
+    asked = resolves_to(monkeypatch, ["1.1.1.1"])
+    async with proxy(OutboundPolicy(deny=("bad.example",))) as dial:
+        assert await refusal(dial, host, 80) is Reply.HOST_UNREACHABLE
+    assert asked == []
+
+
 def test_this_hosts_own_addresses_are_known():
     assert is_own(Place(socket.AF_INET, ("127.0.0.1", 80), ""))
     assert not is_own(Place(socket.AF_INET, ("192.0.2.77", 80), ""))
@@ -278,6 +289,28 @@ async def test_connections_beyond_the_bound_are_refused_until_one_ends():
         assert await streams[0].receive_some() == b""
         await trio.testing.wait_all_tasks_blocked(0.05)
         await ask(dial(), "127.0.0.1", port)
+
+
+async def test_who_hangs_up_before_the_answer_leaves_no_connection_behind():
+    """Row 91: each would be one of the host's descriptors."""
+    connections = []
+    ours, guests = trio.testing.memory_stream_pair()
+
+    async def keep(stream):
+        connections.append(await stream.receive_some())
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(trio.serve_tcp, keep, 0)
+        port = listeners[0].socket.getsockname()[1]
+        half = ClientHalf(Destination("127.0.0.1", port), eager=True)
+        nursery.start_soon(OutboundProxy(LOOPBACK, NoChannels()).serve, ours)
+        await guests.send_all(half.outgoing())
+        assert await guests.receive_some(2) == b"\x05\x00"
+        await guests.aclose()
+        with trio.fail_after(5):
+            while connections != [b""]:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_server_that_does_not_answer_is_given_up_after_a_while():

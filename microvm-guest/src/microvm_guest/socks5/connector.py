@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import re
 import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -24,6 +25,8 @@ NEXT_ATTEMPT_S: Final = 0.25
 MAX_LOOKUPS: Final = 8
 """Names that are resolved at once for one guest: each is a thread for as long as it takes, also
 when nobody waits for it any more."""
+
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
 
 _REPLIES: Final = {
     errno.ECONNREFUSED: Reply.CONNECTION_REFUSED,
@@ -91,6 +94,8 @@ async def find_places(
         OutboundRefused: there are none.
     """
     host, port = destination.host, destination.port
+    if not _can_be_a_host(host):
+        raise OutboundRefused(Reply.HOST_UNREACHABLE, "no host is called so")
     if (verdict := policy.denies_name(host, port)) is not None:
         raise OutboundRefused(Reply.NOT_ALLOWED, verdict.why)
     try:
@@ -112,6 +117,20 @@ async def find_places(
     if not places:
         raise OutboundRefused(Reply.NOT_ALLOWED, why)
     return places
+
+
+def _can_be_a_host(host: str) -> bool:
+    """Whether it is a name in plain letters, or a numeric address.
+
+    A resolver may read more into others than rules do: ``\\097`` is an ``a`` (RFC 4343, 2.1).
+    """
+    if _NAME.fullmatch(host):
+        return True
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def is_own(place: Place) -> bool:

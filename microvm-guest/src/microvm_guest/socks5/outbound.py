@@ -102,8 +102,9 @@ class OutboundProxy:
         self._connections += 1
         try:
             out = await self._open(destination)
-            await stream.send_all(half.reply(Reply.SUCCEEDED, _bound(out.socket)))
-            await carry(stream, out)
+            async with out:
+                await stream.send_all(half.reply(Reply.SUCCEEDED, _bound(out.socket)))
+                await carry(stream, out)
         finally:
             self._connections -= 1
 

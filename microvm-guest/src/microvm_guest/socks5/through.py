@@ -101,8 +101,9 @@ class GuestSocks5:
                 if isinstance(error, (MicrovmError, trio.BrokenResourceError)):
                     await stream.send_all(half.reply(reply_of(error)))
                 raise
-            await stream.send_all(half.reply(Reply.SUCCEEDED, bound))
-            await carry(stream, other)
+            async with other:
+                await stream.send_all(half.reply(Reply.SUCCEEDED, bound))
+                await carry(stream, other)
 
         async def handle(stream: HalfCloseableStream) -> None:
             try:
