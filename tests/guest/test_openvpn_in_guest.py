@@ -485,8 +485,9 @@ async def test_a_tunnel_cancelled_at_any_moment_leaves_nothing(
     async with Machine(vpn_machine()) as machine:
         await machine.wait_ready()
         for patience in (0.0, 0.1, 0.5, 1.0, 2.0):
+            vpn = OpenVpnTunnel(machine, config, ME)
             with trio.move_on_after(patience):
-                async with OpenVpnTunnel(machine, config, ME) as vpn:
+                async with vpn:
                     await vpn.wait_ended()
             assert vpn.status.state is VpnState.STOPPED
         async with OpenVpnTunnel(machine, config, ME) as vpn:
