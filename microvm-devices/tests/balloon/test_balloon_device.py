@@ -370,13 +370,15 @@ async def test_row_66_pages_that_are_not_ram_are_the_drivers_fault(pfn: int) -> 
     assert balloon.counters()["errors"] == 1
 
 
-async def test_row_66_more_pages_than_the_guest_has_are_not_looked_at() -> None:
-    """Row 66: a chain that names 128 MiB of numbers, all in the same memory."""
+@pytest.mark.parametrize("length", [4 * MEMORY_MIB * 256 + 4, 128 * MIB])
+async def test_row_66_more_pages_than_the_guest_has_are_not_looked_at(length: int) -> None:
+    """Row 66: one too many, and 128 MiB of numbers, all in the same memory."""
     balloon = device()
     driver = Driver(balloon)
-    for index in range(32):
-        flags = 1 if index < 31 else 0
-        driver.inflate.write_descriptor(index, 8 * MIB, 4 * MIB, flags, index + 1)
+    pieces = [min(4 * MIB, length - begin) for begin in range(0, length, 4 * MIB)]
+    for index, piece in enumerate(pieces):
+        flags = 1 if index + 1 < len(pieces) else 0
+        driver.inflate.write_descriptor(index, 8 * MIB, piece, flags, index + 1)
     driver.inflate.offer(0)
     error = await run_until_error(balloon, driver)
     assert isinstance(error, QueueError)
