@@ -216,7 +216,7 @@ async def test_a_name_that_is_denied_is_not_asked_for(monkeypatch):
     "host", ["b\\097d.example", "bad.example%", "bad.example/", "b*d", "[::1]"]
 )
 async def test_a_name_that_no_host_has_is_not_asked_for(monkeypatch, host):
-    """Row 92: resolvers read ``\\097`` as the letter (RFC 4343, 2.1), and rules don't."""
+    r"""Row 92: resolvers read ``\097`` as the letter (RFC 4343, 2.1), and rules don't."""
     asked = resolves_to(monkeypatch, ["1.1.1.1"])
     async with proxy(OutboundPolicy(deny=("bad.example",))) as dial:
         assert await refusal(dial, host, 80) is Reply.HOST_UNREACHABLE

@@ -120,9 +120,9 @@ async def find_places(
 
 
 def _can_be_a_host(host: str) -> bool:
-    """Whether it is a name in plain letters, or a numeric address.
+    r"""Whether it is a name in plain letters, or a numeric address.
 
-    A resolver may read more into others than rules do: ``\\097`` is an ``a`` (RFC 4343, 2.1).
+    A resolver may read more into others than rules do: ``\097`` is an ``a`` (RFC 4343, 2.1).
     """
     if _NAME.fullmatch(host):
         return True
