@@ -74,6 +74,18 @@ def test_frames_are_received_however_the_stream_is_cut(
         assert got == frames
 
 
+def test_a_frame_that_has_begun_near_the_buffers_end_is_received_whole(ends: Ends) -> None:
+    link, peer = ends
+    frames = [bytes([index]) * 60_001 for index in range(40)]
+    stream, got = framed(*frames), []
+    while stream:
+        # Never at a frame's end: the buffer is not empty until the last.
+        stream = stream[peer.send(stream[:50_000]) :]
+        while (frame := received(link)) is not None:
+            got.append(frame)
+    assert got == frames
+
+
 def test_empty_frames_are_frames_and_a_peer_that_sends_them_without_end_holds_nobody_up(
     ends: Ends,
 ) -> None:

@@ -73,12 +73,13 @@ def answer(
     mac: bytes = MAC,
     address: str = "10.0.0.2",
     ports: tuple[int, int] = (67, 68),
+    end: bytes = b"\xff",
 ) -> bytes:
     """An IP packet that a server sends."""
     message = struct.pack("<BBBBIHH", 2, 1, 6, 0, xid, 0, 0)
     message += addresses("0.0.0.0", address, "0.0.0.0", "0.0.0.0")
     message += mac.ljust(16, b"\0") + bytes(192) + COOKIE
-    message += option(53, bytes([type_])) + options + b"\xff"
+    message += option(53, bytes([type_])) + options + end
     udp = struct.pack(">HHHH", *ports, 8 + len(message), 0) + message
     ip = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0)
     return ip + addresses("10.0.0.1", "255.255.255.255") + udp
@@ -152,6 +153,9 @@ def test_a_lease_without_a_time_is_for_ever_and_a_refusal_needs_no_address(progr
         answer(4),
         answer(OFFER, option(53, b"")[:1]),
         answer(OFFER, b"\x06\xff"),
+        # Not a byte behind it is the packet's.
+        answer(OFFER, FULL + b"\x06", end=b""),
+        answer(OFFER, FULL + b"\x06\x05" + bytes(4), end=b""),
         b"\x65" + answer()[1:],
         b"\x44" + answer()[1:],
         b"\x4f" + answer()[1:],
