@@ -323,6 +323,19 @@ async def test_a_driver_without_figures_and_a_machine_that_is_gone_are_said_to_b
         await balloon.ask_statistics()
 
 
+async def test_the_first_figures_after_a_reset_are_the_next_drivers() -> None:
+    """The buffer that the last driver had left with us is none of its."""
+    balloon = device()
+    for free in (1, 2):
+        driver = Driver(balloon)
+        stats = driver.queues[2]
+        async with driver.driving():
+            stats.add([STAT.pack(4, free)])
+            stats.kick()
+            await trio.testing.wait_all_tasks_blocked()
+            assert balloon.statistics == {"free_bytes": free}
+
+
 async def test_who_waits_for_figures_hears_of_a_driver_without() -> None:
     balloon = device()
     with pytest.raises(BaseExceptionGroup) as caught, trio.fail_after(10):
