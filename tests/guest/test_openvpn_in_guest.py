@@ -156,6 +156,10 @@ async def test_a_guest_with_passt_connects_by_its_own_network(udp: VpnServer) ->
         # What is not said by DHCP is what the VPN says: nobody else is asked for names.
         shown = await running.run(["busybox", "cat", "/etc/resolv.conf"], check=True)
         assert shown.stdout == f"nameserver {INSIDE}\n".encode()
+        # A program of the guest's may stand behind the kill switch too.
+        for user, device in (("1080", b"dev tun0"), ("root", b"dev eth0")):
+            way = await running.run(["ip", "route", "get", "9.9.9.9"], user=user, check=True)
+            assert device in way.stdout
 
 
 async def test_the_readmes_example_is_what_runs(udp: VpnServer, tmp_path: Path) -> None:

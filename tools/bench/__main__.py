@@ -74,6 +74,11 @@ def measures(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
 
         return trio.run(socks, min(args.size_mib, 32))
 
+    def vpn() -> Any:
+        from tools.bench.vpn import vpn
+
+        return vpn(min(args.size_mib, 32), min(args.pairs, 3))
+
     def exits() -> Any:
         from tools.bench.exits import exits
 
@@ -94,6 +99,7 @@ def measures(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
         "boot": boot,
         "vsock": vsock,
         "socks": socks,
+        "vpn": vpn,
         "blk_host": blk_host,
         "blk": blk,
         "net_host": net_host,
@@ -103,7 +109,9 @@ def measures(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     }
 
 
-ON_THE_HOST = ("import", "boot", "vsock", "blk_host", "blk", "net_host", "socks", "exits", "vmm")
+ON_THE_HOST = (
+    "import", "boot", "vsock", "blk_host", "blk", "net_host", "socks", "vpn", "exits", "vmm"
+)  # fmt: skip
 
 
 def main() -> None:
