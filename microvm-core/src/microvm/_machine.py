@@ -184,6 +184,7 @@ class Machine(GuestVerbs, PortVerbs):
                 )
                 if self._console is not None:
                     self._console.start(running)
+                    stack.push_async_callback(self._console.wait_joined)
                 if running.channels is not None and assembly.channels is None:
                     links = await self._attach(stack, running.channels)
                 nursery = await stack.enter_async_context(trio.open_nursery())

@@ -1,5 +1,6 @@
 """A machine and its console: from the guest's first byte to its last, and what is counted of it."""
 
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -12,6 +13,7 @@ from trio.abc import HalfCloseableStream
 
 from microvm import ConfigError, ConsoleConfig, Machine
 from microvm.abc import ConsoleSink
+from microvm.consoles.served import SinkService
 from microvm.metrics import MachineMetrics
 from microvm.outcome import MachineOutcome, OutcomeReason
 from microvm.testing.boot_files import tiny_kernel
@@ -138,6 +140,39 @@ async def test_a_sink_that_fails_is_logged_and_the_machine_goes_on(machine_of: B
             await machine.wait_console()
         assert machine.outcome is None
     assert "The console's sink failed" in caplog.text
+
+
+class SlowMachine(ScriptedMachine):
+    """Its console is given a moment after it was asked for, as by a worker process."""
+
+    def __init__(self) -> None:
+        self.may_join = trio.Event()
+
+    async def open_console(self) -> trio.SocketStream:
+        await self.may_join.wait()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            theirs.sendall(b"its only words")
+        return trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+
+
+async def test_who_leaves_a_machine_at_once_has_what_it_said() -> None:
+    sink = Sink()
+    service = SinkService(sink)
+    machine = SlowMachine()
+    left = trio.Event()
+
+    async def leave() -> None:
+        await service.wait_joined()
+        left.set()
+
+    async with service.lifespan(), trio.open_nursery() as nursery:
+        service.start(machine)
+        nursery.start_soon(leave)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not left.is_set()
+        machine.may_join.set()
+    assert sink.got == b"its only words"
 
 
 async def test_a_sink_that_never_ends_does_not_hold_the_machine(machine_of: Build) -> None:

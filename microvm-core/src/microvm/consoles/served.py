@@ -19,6 +19,8 @@ log = logging.getLogger("microvm")
 
 LAST_WORDS_WITHIN_S: Final = 0.5
 """For the sink to take what the guest said last; one that can takes no time for it."""
+JOINED_WITHIN_S: Final = 1.0
+"""For a machine that is left to give its console, which it does in a moment if it works."""
 
 
 class SinkService:
@@ -32,6 +34,7 @@ class SinkService:
         self.sink = sink
         self._machine: RunningMachine | None = None
         self._started = trio.Event()
+        self._joined = trio.Event()
         self.ended = trio.Event()
         """The console has, or whoever sat at it has left."""
 
@@ -39,6 +42,15 @@ class SinkService:
         """The machine runs: join its console."""
         self._machine = machine
         self._started.set()
+
+    async def wait_joined(self) -> None:
+        """Wait until the sink has the console, or can't have it; to be called before the end.
+
+        Who leaves a machine the moment that it has ended would else miss all that it said: the
+        console is asked for when it starts, and its worker answers a moment later.
+        """
+        with trio.move_on_after(JOINED_WITHIN_S, shield=True):
+            await self._joined.wait()
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
@@ -65,10 +77,12 @@ class SinkService:
                 await self._started.wait()
                 assert self._machine is not None
                 async with await self._machine.open_console() as console:
+                    self._joined.set()
                     await self.sink.serve(console)
         except MicrovmError as error:
             log.warning("The console is not joined: %s", error)
         except Exception:
             log.exception("The console's sink failed; the machine goes on without it.")
         finally:
+            self._joined.set()
             self.ended.set()
