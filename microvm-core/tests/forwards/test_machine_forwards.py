@@ -178,6 +178,30 @@ async def test_a_stream_that_breaks_in_the_guest_is_a_reset_on_the_host(rig):
                     await trio.sleep(0.01)
 
 
+@pytest.mark.parametrize("whole", [False, True])
+async def test_a_forward_that_is_closed_resets_who_has_not_been_sent_all(rig, whole):
+    async with rig.make() as machine:
+        rig.ready()
+        async with (
+            await machine.forward(guest_port=80) as forward,
+            rig.service() as service,
+            await dial(forward) as client,
+            await service.accept() as server,
+        ):
+            await server.send_all(b"all of it" if whole else b"a part")
+            if whole:
+                await server.send_eof()
+                assert await receive_all(client) == b"all of it"
+            else:
+                assert await client.receive_some() == b"a part"
+            await forward.aclose()
+            if whole:
+                assert await client.receive_some() == b""
+            else:
+                with pytest.raises(trio.BrokenResourceError):
+                    await client.receive_some()
+
+
 async def test_a_client_that_does_not_read_holds_up_its_own_sender_only(rig):
     async with rig.make() as machine:
         rig.ready()
@@ -207,7 +231,8 @@ async def test_forwards_come_and_go_while_the_machine_runs(rig):
             assert (one.connections, other.connections) == (1, 0)
             await one.aclose()
             assert one.connections == 0
-            assert await client.receive_some() == b""
+            with pytest.raises(trio.BrokenResourceError):
+                await client.receive_some()
             with pytest.raises(OSError, match="all attempts"):
                 await dial(one)
             async with await dial(other):

@@ -21,7 +21,8 @@ async def carry(one: HalfCloseableStream, other: HalfCloseableStream) -> None:
 
     A reader that is slow holds up its writer: what is on the way is one chunk each way. When one
     stream breaks, a TCP socket at the other end is reset, so that nobody takes a part for the
-    whole. Raises nothing but cancellation.
+    whole; when this is cancelled, those are that have not been sent all. Raises nothing but
+    cancellation.
     """
     async with one, other:
         try:
@@ -34,9 +35,13 @@ async def carry(one: HalfCloseableStream, other: HalfCloseableStream) -> None:
 
 
 async def _one_way(source: ReceiveStream, sink: HalfCloseableStream) -> None:
-    while chunk := await source.receive_some(_CHUNK_BYTES):
-        await sink.send_all(chunk)
-    await sink.send_eof()
+    try:
+        while chunk := await source.receive_some(_CHUNK_BYTES):
+            await sink.send_all(chunk)
+        await sink.send_eof()
+    except trio.Cancelled:
+        reset_on_close(sink)
+        raise
 
 
 def reset_on_close(stream: HalfCloseableStream) -> None:

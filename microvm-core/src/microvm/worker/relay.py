@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from microvm.forwards.carry import carry
+
 if TYPE_CHECKING:
-    from trio.abc import HalfCloseableStream, ReceiveStream
+    from trio.abc import HalfCloseableStream
 
 
 def descriptor_of(stream: HalfCloseableStream, nursery: trio.Nursery) -> int:
@@ -23,22 +25,5 @@ def descriptor_of(stream: HalfCloseableStream, nursery: trio.Nursery) -> int:
     if isinstance(stream, trio.SocketStream):
         return stream.socket.detach()
     ours, theirs = socket.socketpair()
-    nursery.start_soon(_relay, stream, trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
+    nursery.start_soon(carry, stream, trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
     return theirs.detach()
-
-
-async def _relay(one: HalfCloseableStream, other: HalfCloseableStream) -> None:
-    """Carry bytes both ways until both have ended, or one has broken; then both are closed."""
-    async with one, other:
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_pump, one, other)
-                nursery.start_soon(_pump, other, one)
-        except* (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the other side finds the end of its socket
-
-
-async def _pump(source: ReceiveStream, sink: HalfCloseableStream) -> None:
-    async for chunk in source:
-        await sink.send_all(chunk)
-    await sink.send_eof()
