@@ -1,0 +1,160 @@
+"""`OpenVpnProvisioner`: its disk, its kill switch, and what is refused before the boot."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from microvm import DriveConfig, MachineConfig
+from microvm.abc import RunResult
+from microvm.errors import GuestError
+from microvm.plugins import ProvisionerFactory
+from microvm.testing.channels import MemoryChannels
+from microvm.timeline import BootTimeline
+from microvm_guest.image import BuildError, ImageNotBuilt
+from microvm_guest.image.variants import variant
+from microvm_guest.openvpn import plugin, routing
+from microvm_guest.provisioners.openvpn import (
+    OpenVpnLink,
+    OpenVpnProvisioner,
+    numeric,
+    vpn_machine,
+)
+
+
+class Files:
+    def __init__(self, order):
+        self.order = order
+
+    async def write_text(self, path, text):
+        self.order.append((path, text))
+
+
+class Router:
+    """A guest, as far as this provisioner uses it; one that can't set routes if told so."""
+
+    def __init__(self, *, fails: str = "") -> None:
+        self.order = []
+        self.files = Files(self.order)
+        self.fails = fails
+
+    async def run(self, argv: Sequence[str], *, stdin: bytes = b"", check: bool = False):
+        self.order.append((tuple(argv), stdin.decode()))
+        failed = bool(self.fails) and self.fails in argv
+        return RunResult(
+            argv=tuple(argv), exit_code=int(failed), signal=None, stdout=b"", stderr=b"no\x1b"
+        )
+
+    async def socks5_handler(self):
+        self.order.append("server")
+
+
+@asynccontextmanager
+async def link_on(guest):
+    async with OpenVpnProvisioner().attach(MemoryChannels()) as link:
+        assert isinstance(link, OpenVpnLink)
+        assert await link.wait_ready(BootTimeline()) is None
+        await link.build_on(guest)
+        yield link
+
+
+async def test_the_switch_is_closed_for_both_families_before_there_is_a_server() -> None:
+    guest = Router()
+    async with link_on(guest):
+        assert guest.order[-1] == "server"
+        batches = {argv[1]: text for argv, text in guest.order[:-1] if argv[0] == "ip"}
+    assert set(batches) == {"-4", "-6"}
+    for text in batches.values():
+        lines = text.splitlines()
+        assert lines[0].startswith("route add unreachable default")
+        # The kernel's own rule goes last: were it gone first, loopback would be for a moment.
+        assert lines[-1] == "rule del pref 0"
+        assert any("uidrange 1080-1080 lookup 1080" in line for line in lines)
+
+
+async def test_a_guest_that_can_not_close_it_does_not_get_ready() -> None:
+    for family in routing.FAMILIES:
+        guest = Router(fails=family)
+        with pytest.raises(GuestError, match="routes can't be set") as caught:
+            async with link_on(guest):
+                raise AssertionError
+        assert "server" not in guest.order
+        assert "\x1b" not in str(caught.value)
+
+
+async def test_the_way_is_opened_by_family_with_the_tunnels_names_and_shut_with_none() -> None:
+    guest = Router()
+    async with link_on(guest) as link:
+        guest.order.clear()
+        await link.open_way(("10.0.0.1", "not an address\nnameserver evil"), ipv6=False)
+        assert guest.order == [
+            ("/etc/resolv.conf", "nameserver 10.0.0.1\n"),
+            (("ip", "-4", "-batch", "-"), routing.opening()),
+        ]
+        guest.order.clear()
+        await link.shut_way()
+        assert guest.order[0] == ("/etc/resolv.conf", "")
+        assert [argv[1] for argv, _ in guest.order[1:]] == ["-4", "-6"]
+
+
+async def test_a_clock_change_is_for_whoever_runs_a_tunnel() -> None:
+    told = []
+
+    async def tell() -> None:
+        told.append(True)
+
+    async with link_on(Router()) as link:
+        await link.clock_changed()
+        link.on_clock_change = tell
+        await link.clock_changed()
+    assert told == [True]
+
+
+def test_name_servers_are_addresses_and_few() -> None:
+    assert numeric(["1.1.1.1", "x", "fd00::1", "2.2.2.2", "3.3.3.3"]) == [
+        "1.1.1.1", "fd00::1", "2.2.2.2"
+    ]  # fmt: skip
+
+
+def test_its_disk_is_the_root_unless_the_user_has_one(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MICROVM_CACHE_DIR", str(tmp_path))
+    own = MachineConfig(drives=(DriveConfig(path="own.ext4", root=True),))
+    assert OpenVpnProvisioner().drives(own) == ()
+    with pytest.raises(ImageNotBuilt, match="microvm image build --variant vpn"):
+        OpenVpnProvisioner().drives(vpn_machine())
+    with pytest.raises(BuildError, match="Known: vpn"):
+        variant("vnp")
+
+
+def test_names_that_dhcp_brings_are_not_taken() -> None:
+    assert "microvm.dns=0" in OpenVpnProvisioner().kernel_cmdline(vpn_machine())
+
+
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        ({"provisioners": ("agent", "openvpn")}, []),
+        ({"provisioners": ("openvpn",)}, ["provisioners"]),
+        ({"provisioners": ()}, []),
+    ],
+)
+def test_what_it_needs_is_checked_before_the_boot(
+    words: Mapping[str, tuple[str, ...]], where: list[str]
+) -> None:
+    found = plugin.microvm_check_config(MachineConfig(**words))
+    assert [problem.where for problem in found] == where
+
+
+def test_the_plugin_offers_it() -> None:
+    factory = plugin.microvm_register_provisioner()
+    assert isinstance(factory, ProvisionerFactory)
+    assert factory.name == "openvpn"
+    assert isinstance(factory.create(), OpenVpnProvisioner)
+
+
+def test_a_vpn_machine_is_small_and_without_a_network_unless_told() -> None:
+    config = vpn_machine(backend="qemu")
+    assert (config.mem_size_mib, config.nets, config.backend) == (64, (), "qemu")
+    assert vpn_machine(mem_size_mib=128).mem_size_mib == 128
