@@ -1,6 +1,6 @@
 """From drives and devices of a configuration to the plan's devices and kernel words."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,15 @@ from microvm import (
     RateLimit,
 )
 from microvm._assembly import assemble
-from microvm.abc import Capability, NetBackend, VirtioDevice
+from microvm.abc import Capability, GuestChannels, NetBackend, Provisioner, VirtioDevice
 from microvm.config import ConfigProblem
 from microvm.errors import PluginMissing
-from microvm.plugins import DeviceFactory, NetBackendFactory, PluginManager
+from microvm.plugins import (
+    DeviceFactory,
+    NetBackendFactory,
+    PluginManager,
+    ProvisionerFactory,
+)
 from microvm.testing.boot_files import tiny_kernel
 from microvm.testing.platform import ScriptedBackend
 from microvm.testing.plugins import plugin_manager
@@ -93,6 +98,36 @@ def test_the_guest_finds_vsock_first_then_drives_nets_and_the_rest(
         None,
         None,
     ]
+
+
+class BringsADisk(Provisioner):
+    """And would have it be the root where there is none."""
+
+    def drives(self, config: MachineConfig) -> Sequence[DriveConfig]:
+        if any(drive.root for drive in config.drives):
+            return ()
+        return (DriveConfig(path="/brought", root=True, read_only=True),)
+
+    def attach(self, channels: GuestChannels) -> Any:
+        raise AssertionError
+
+
+@pytest.mark.parametrize(("own_root", "count"), [(False, 2), (True, 1)])
+def test_disks_that_a_provisioner_brings_stand_behind_the_users_own(
+    backend: ScriptedBackend, boot: BootSource, own_root: bool, count: int
+) -> None:
+    factories = (
+        backend.factory(),
+        DeviceFactory(name="blk", summary="for tests", virtio_id=4, create=NamedDevice),
+        ProvisionerFactory(name="disk", summary="for tests", create=BringsADisk),
+    )
+    own = DriveConfig(path="/own", root=own_root)
+    config = MachineConfig(boot=boot, vsock=None, provisioners=("disk",), drives=(own,))
+    plan = assemble(config, plugin_manager(*factories), BootTimeline()).plan
+    paths = [attached.device.options["path"] for attached in plan.devices]
+    assert paths == [Path("/own"), Path("/brought")][:count]
+    assert plan.config.drives[0] == own
+    assert ("root=/dev/vdb ro" in plan.cmdline) == (not own_root)
 
 
 def test_a_drive_reaches_its_plugin_without_what_the_guest_does_with_it(

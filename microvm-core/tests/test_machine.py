@@ -22,13 +22,22 @@ from microvm import (
     MachineConfig,
     OutcomeReason,
 )
-from microvm.abc import Capability, Guest, GuestProcess, RunResult, TtySize, VirtioDevice
+from microvm.abc import (
+    Capability,
+    Guest,
+    GuestLink,
+    GuestProcess,
+    RunResult,
+    TtySize,
+    VirtioDevice,
+)
 from microvm.errors import BackendError, GuestProtocolError, PluginMissing
 from microvm.outcome import MachineOutcome
 from microvm.plugins import DeviceFactory
 from microvm.testing.boot_files import tiny_kernel
 from microvm.testing.platform import (
     ScriptedBackend,
+    ScriptedLink,
     ScriptedMachine,
     ScriptedPlatform,
     ScriptedProvisioner,
@@ -367,6 +376,16 @@ async def test_a_provisioner_may_build_on_the_guest_that_another_brings(rig: Rig
         await machine.wait_ready()
         order.append("ready")
     assert order == ["built", "ready"]
+
+
+async def test_what_a_provisioner_has_made_is_had_by_its_class(rig: Rig) -> None:
+    class Another(GuestLink):
+        """Of a provisioner that is not there."""
+
+    async with rig.machine() as machine:
+        assert machine.link(ScriptedLink) is rig.agent.link
+        with pytest.raises(ConfigError, match="This machine has no Another"):
+            machine.link(Another)
 
 
 async def test_what_can_not_be_built_on_it_is_the_boots_error(rig: Rig) -> None:
