@@ -209,6 +209,14 @@ def test_one_more_than_each_limit_is_a_problem_and_all_are_listed(plan_of: PlanO
     assert where_of(plan) == ["mem_size_mib", "devices", "cmdline"]
 
 
+@pytest.mark.parametrize(("words", "where"), [("a -- b", ["cmdline"]), ("a --b c=--", [])])
+def test_words_for_init_would_hide_the_devices_behind_them(
+    plan_of: PlanOf, words: str, where: list[str]
+) -> None:
+    assert where_of(plan_of(Path("/k"), [Device(DeviceType.VSOCK)], cmdline=words)) == where
+    assert where_of(plan_of(Path("/k"), (), cmdline=words)) == []
+
+
 def test_a_device_without_a_front_end_is_a_problem(plan_of: PlanOf) -> None:
     assert where_of(plan_of(Path("/k"), [Device(DeviceType.CONSOLE)])) == ["devices"]
 

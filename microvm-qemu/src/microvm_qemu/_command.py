@@ -149,6 +149,15 @@ def problems_with(plan: MachinePlan, facts: QemuFacts, *, host_mem_mib: int) -> 
                 f"{len(plan.devices)} devices, which QEMU adds to it, {spare} are left.",
             )
         )
+    if plan.devices and "--" in plan.cmdline.split():
+        problems.append(
+            ConfigProblem(
+                "cmdline",
+                "what is behind '--' is for the guest's init, and so would be the words for "
+                "devices, which QEMU puts behind all others.",
+                "Leave it out.",
+            )
+        )
     return problems
 
 
