@@ -116,15 +116,19 @@ class BringsADisk(Provisioner):
 def test_disks_that_a_provisioner_brings_stand_behind_the_users_own(
     backend: ScriptedBackend, boot: BootSource, own_root: bool, count: int
 ) -> None:
+    devices = [
+        DeviceFactory(name=name, summary="for tests", virtio_id=4, create=NamedDevice)
+        for name in ("vsock", "blk")
+    ]
     factories = (
         backend.factory(),
-        DeviceFactory(name="blk", summary="for tests", virtio_id=4, create=NamedDevice),
+        *devices,
         ProvisionerFactory(name="disk", summary="for tests", create=BringsADisk),
     )
     own = DriveConfig(path="/own", root=own_root)
-    config = MachineConfig(boot=boot, vsock=None, provisioners=("disk",), drives=(own,))
+    config = MachineConfig(boot=boot, provisioners=("disk",), drives=(own,))
     plan = assemble(config, plugin_manager(*factories), BootTimeline()).plan
-    paths = [attached.device.options["path"] for attached in plan.devices]
+    paths = [one.device.options["path"] for one in plan.devices if one.name == "blk"]
     assert paths == [Path("/own"), Path("/brought")][:count]
     assert plan.config.drives[0] == own
     assert ("root=/dev/vdb ro" in plan.cmdline) == (not own_root)
