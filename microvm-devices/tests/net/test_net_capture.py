@@ -14,7 +14,15 @@ from microvm.errors import ConfigError
 from microvm_devices.net.capture import CaptureFile
 from microvm_devices.net.device import NetDevice
 from microvm_devices.net.packet import PLAIN
-from microvm_devices.net.testing import MAC, PEER, ScriptedNet, ethernet, running, settings
+from microvm_devices.net.testing import (
+    MAC,
+    PEER,
+    ScriptedLink,
+    ScriptedNet,
+    ethernet,
+    running,
+    settings,
+)
 
 HEADER_BYTES = 24
 RECORD_BYTES = 16
@@ -57,6 +65,20 @@ async def test_both_directions_are_there_in_order_and_begin_with_ethernet(
     assert device.counters()["capture_dropped"] == 0
 
 
+async def test_of_a_frame_that_was_cut_off_what_came_is_kept_and_of_an_older_file_nothing(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "c"
+    path.write_bytes(bytes(10_000))
+    inner = ScriptedLink()
+    inner.give(bytes(100))
+    capture = CaptureFile(path)
+    async with capture.open():
+        (link,) = capture.links([inner], vnet_header=False)
+        assert link.receive([memoryview(bytearray(60))]) == 100
+    assert [len(frame) for _, frame in frames_in(path)] == [60]
+
+
 async def test_times_are_in_nanoseconds(tmp_path: Path) -> None:
     capture = CaptureFile(tmp_path / "c", clock_ns=lambda: 1_700_000_000_123_456_789)
     async with capture.open():
@@ -80,14 +102,15 @@ async def test_what_the_buffer_has_no_room_for_is_missing_and_counted(tmp_path: 
 
 
 async def test_the_file_ends_before_it_is_too_long(tmp_path: Path) -> None:
+    """A record's header counts: with the 13th frame alone it would be 996 bytes long."""
     capture = CaptureFile(tmp_path / "c", max_file_bytes=1000)
     async with capture.open():
         for _ in range(50):
-            capture.add([bytes(84)], 0, 84)
+            capture.add([bytes(60)], 0, 60)
             await trio.lowlevel.checkpoint()
     assert (tmp_path / "c").stat().st_size <= 1000
-    assert len(frames_in(tmp_path / "c")) == 9
-    assert capture.dropped == 41
+    assert len(frames_in(tmp_path / "c")) == 12
+    assert capture.dropped == 38
 
 
 async def test_a_file_size_limit_ends_the_capture_and_not_the_network(

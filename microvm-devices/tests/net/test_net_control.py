@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from microvm.errors import QueueError
 from microvm.testing.queue_driver import activation
+from microvm.virtio.chain import DESC_F_NEXT, DESC_F_WRITE
 from microvm.virtio.queue import VirtQueue
 from microvm_devices.net.control import ERR, OK, Control
 from microvm_devices.net.device import NetDevice
@@ -162,6 +163,26 @@ async def test_50_a_command_is_cut_in_any_way_and_of_any_length(readable: list[b
         used = await driver.control.ask(readable, [1, 3])
         assert used.written == 1
         assert used.data[0] == (OK if len(readable) == 3 else ERR)
+
+
+async def test_50_a_command_of_any_length_costs_what_is_looked_at_of_it() -> None:
+    async with running(NetDevice(ScriptedNet(), settings()), F_CTRL_VQ) as driver:
+        control = driver.control
+        block, _ = control.heap.take(1 << 20)
+        ack, _ = control.heap.take(1)
+        for index in range(32):
+            control.write_descriptor(index, block, 1 << 20, DESC_F_NEXT, index + 1)
+        control.write_descriptor(32, ack, 1, DESC_F_WRITE)
+        tracemalloc.start()
+        try:
+            control.offer(0)
+            control.kick()
+            await trio.testing.wait_all_tasks_blocked()
+            assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        finally:
+            tracemalloc.stop()
+        assert control.used_elements() == [(0, 1)]
+        assert driver.memory.read(ack, 1) == bytes([ERR])
 
 
 async def test_50_a_command_without_room_for_its_answer_is_the_drivers_fault() -> None:

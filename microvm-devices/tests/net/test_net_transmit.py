@@ -13,9 +13,20 @@ from hypothesis import strategies as st
 from microvm.abc import Frame, Offload
 from microvm.config import RateLimit
 from microvm.testing.queue_driver import activation
+from microvm.virtio.rate_limit import RateLimiter
+from microvm_devices.net.counts import Counts
 from microvm_devices.net.device import NetDevice
 from microvm_devices.net.features import F_CSUM, F_HOST_TSO4
-from microvm_devices.net.packet import HEADER, HEADER_BYTES, MAX_FRAME_BYTES, MAX_PIECES, PLAIN
+from microvm_devices.net.packet import (
+    HEADER,
+    HEADER_BYTES,
+    MAX_FRAME_BYTES,
+    MAX_PIECES,
+    PLAIN,
+    Fault,
+    TransmitRules,
+)
+from microvm_devices.net.port import Port
 from microvm_devices.net.testing import (
     MAC,
     PEER,
@@ -26,7 +37,7 @@ from microvm_devices.net.testing import (
     running,
     settings,
 )
-from microvm_devices.net.transmit import BATCH
+from microvm_devices.net.transmit import BATCH, TransmitFlow
 
 FRAME = ethernet()
 OFFLOADS = Offload.CSUM | Offload.TSO4
@@ -188,6 +199,33 @@ async def test_29_what_was_checked_is_what_is_sent_whatever_the_guest_writes_mea
         sent = await link.sent()
     assert sent[:26] == data[:26]
     assert sent[26:] == b"\xff" * len(data[26:])
+
+
+async def test_29_what_is_checked_is_a_copy() -> None:
+    """Row 29: where both headers are in one buffer, and where they are cut."""
+
+    class CopyRules(TransmitRules):
+        __slots__ = ()
+
+        def head(self, head: bytes, length: int) -> bytes | Fault:
+            assert type(head) is bytes
+            return super().head(head, length)
+
+    driver, link = NetDriver(), ScriptedLink()
+    flow = TransmitFlow(
+        driver.tx.active(),
+        Port(link, lambda: None),
+        vnet_header=False,
+        rules=CopyRules(offloads=Offload(0), mtu=1500),
+        limiter=RateLimiter(None),
+        counts=Counts(),
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(flow.run)
+        for cut in ([], [12], [3, 20]):
+            driver.send(FRAME, cut=cut)
+            assert await link.sent() == FRAME
+        nursery.cancel_scope.cancel()
 
 
 # --- flow ----------------------------------------------------------------------------------------
