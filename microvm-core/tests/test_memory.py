@@ -235,6 +235,17 @@ def test_pages_that_lie_in_a_range_in_part_are_left_alone() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="its madvise")
+def test_pages_are_the_mappings_also_where_a_region_begins_in_the_middle_of_one() -> None:
+    """As behind vhost-user: a region of a file of huge pages."""
+    with mmap.mmap(-1, 16 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as mapping:
+        mapping[:] = b"\xaa" * (16 * PAGE)
+        reclaim = page_reclaim(mapping, shared=False, skip=2 * PAGE, page=4 * PAGE)
+        assert reclaim(0, 8 * PAGE) == 4 * PAGE
+        kept = [mapping[at * PAGE] != 0 for at in range(16)]
+        assert kept == [True] * 4 + [False] * 4 + [True] * 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its madvise")
 def test_a_range_may_run_on_from_one_region_into_the_next() -> None:
     memory = GuestMemory.for_ranges([(0, 4 * PAGE), (4 * PAGE, 4 * PAGE)])
     memory.write(0, b"\xaa" * (4 * PAGE))
