@@ -35,7 +35,9 @@ from microvm_guest.protocol.records import (
     is_one_name,
 )
 
-_ENTRIES = frozenset({RecordKind.FILE, RecordKind.DIRECTORY, RecordKind.SYMLINK})
+_ROOTS = frozenset({RecordKind.FILE, RecordKind.DIRECTORY})
+"""What a copy may be of: whoever gets a file may read it without looking whether it is a link."""
+_ENTRIES = _ROOTS | {RecordKind.SYMLINK}
 _PERMISSIONS: Final = 0o777
 """Of a mode: no set-user-id, set-group-id or sticky bit comes out of a guest."""
 _OWN: Final = stat.S_IRWXU
@@ -58,7 +60,7 @@ class _Open:
 
 
 class LocalTree:
-    """Makes one file, directory or symlink of a guest's records.
+    """Makes one file or directory of a guest's records.
 
     Call `feed` with each record, then `commit`; or `abandon`, whatever has happened.
 
@@ -83,6 +85,7 @@ class LocalTree:
         self._entries = 0
         self._bytes = 0
         self._skipped: list[str] = []
+        self._skips = 0
         # the user's own path: symlinks on the way to it are theirs
         self._parent = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -121,7 +124,9 @@ class LocalTree:
             self._write(inmost.fd, record.payload)
         elif record.kind is RecordKind.END and inmost is not None and not record.payload:
             self._end()
-        elif record.kind in _ENTRIES and not in_file and (inmost is not None or not self._begun):
+        elif record.kind in (_ROOTS if inmost is None else _ENTRIES) and not in_file:
+            if inmost is None and self._begun:
+                raise ProtocolViolation(f"a second {record.kind.name} record")
             self._begin(decode_entry(record, root=inmost is None))
         elif record.kind is RecordKind.SKIPPED and inmost is not None and not in_file:
             self._skip(record.payload)
@@ -186,6 +191,7 @@ class LocalTree:
         self._count_entry()
         if not is_one_name(name):
             raise ProtocolViolation(f"a SKIPPED record of name {name!r}")
+        self._skips += 1
         if len(self._skipped) < _MAX_SKIPPED:
             self._skipped.append(printable(name))
 
@@ -206,7 +212,7 @@ class LocalTree:
         os.rename(self._temporary, self._name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
         self._begun = False
         return CopyReport(
-            entries=self._entries - len(self._skipped),
+            entries=self._entries - self._skips,
             bytes=self._bytes,
             skipped=tuple(self._skipped),
         )
