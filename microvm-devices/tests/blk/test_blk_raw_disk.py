@@ -17,7 +17,7 @@ import pytest
 from microvm.config import DriveConfig
 from microvm.errors import ImageError
 from microvm_devices.blk import raw_disk
-from microvm_devices.blk._fallocate import PUNCH_HOLE, fallocate
+from microvm_devices.blk._fallocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
 from microvm_devices.blk.raw_disk import RawDisk, check_drive, open_raw_disk
 
 SIZE = 1 << 20
@@ -141,6 +141,17 @@ def test_zeroed_ranges_read_as_zeros_and_their_neighbours_as_before(
         disk.write_zeroes(512, 300 * 512, unmap=unmap)
     after = image.read_bytes()
     assert after == before[:512] + bytes(300 * 512) + before[301 * 512 :]
+
+
+@pytest.mark.parametrize("unmap", [True, False])
+def test_space_is_given_back_only_where_the_driver_allows_it(tmp_path: Path, unmap: bool) -> None:
+    """5.2.6.2: without the flag, what a driver has reserved stays reserved."""
+    path = tmp_path / "disk"
+    path.write_bytes(b"x" * 8192)
+    asked: list[int] = []
+    with without_fallocate(path, lambda fd, mode, offset, length: asked.append(mode)) as disk:
+        disk.write_zeroes(0, 4096, unmap=unmap)
+    assert asked == [(PUNCH_HOLE if unmap else ZERO_RANGE) | KEEP_SIZE]
 
 
 @pytest.mark.parametrize("unmap", [True, False])
