@@ -34,6 +34,18 @@ def test_a_request_goes_round(driver: QueueDriver) -> None:
     assert queue.pop() is None
 
 
+@pytest.mark.parametrize("start", [0x7FFE, 0xFFFE])
+def test_18_chains_used_together_are_so_also_where_the_index_wraps(start: int) -> None:
+    """Row 18."""
+    driver = QueueDriver()
+    driver.begin_at(start)
+    queue = driver.queue(next_avail=start)
+    heads = [driver.add(writable=[4]) for _ in range(4)]
+    popped = [chain.head for chain in queue.pop_all()]
+    queue.add_used_together([(head, 4) for head in popped])
+    assert [used.head for used in driver.used()] == heads
+
+
 def test_chains_used_together_are_seen_together(driver: QueueDriver) -> None:
     queue = driver.queue()
     heads = [driver.add(writable=[4]) for _ in range(3)]
