@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import signal
 import sys
 from typing import TYPE_CHECKING, Any, Final
@@ -113,8 +114,9 @@ def _run(args: argparse.Namespace) -> int:
     machine = Machine(_config(args))
     status = StatusLine(None if args.json else sys.stderr)
     if not args.json:
-        for line in config.left_out:
-            print(f"microvm: passed over {line}", file=sys.stderr)
+        names = ", ".join(line.partition(":")[0] for line in config.left_out)
+        if names:
+            print(f"microvm: passed over what means nothing here: {names}", file=sys.stderr)
 
     async def session() -> None:
         async with ended_by_signals(signal.SIGTERM, signal.SIGHUP), machine:
@@ -249,10 +251,12 @@ async def _watch(args: argparse.Namespace, vpn: OpenVpnTunnel, proxy: Forward, s
     while not args.json:
         now = vpn.status
         moved = f"{_bytes(now.received_bytes)} in, {_bytes(now.sent_bytes)} out"
-        status.show(
-            f"microvm: {_sentence(now)}. SOCKS5 at {proxy.address}, connections: "
+        text = (
+            f"microvm: {_sentence(now).rstrip('.')}. SOCKS5 at {proxy.address}, connections: "
             f"{proxy.connections}, {moved}. Ctrl-C ends it"
         )
+        # A line that wraps could not be written over.
+        status.show(text[: shutil.get_terminal_size().columns - 1])
         await trio.sleep(LOOK_EVERY_S)
 
 
