@@ -131,11 +131,15 @@ async def test_what_is_printed_to_hvc0_is_kept_on_the_host(slower: int) -> None:
 @pytest.mark.usefixtures("own_vmm")
 async def test_the_machines_own_console_can_be_hvc0(tmp_path: Path, slower: int) -> None:
     console = ConsoleConfig(device="virtio", output="file", path=tmp_path / "log")
-    async with Machine(MachineConfig(console=console, cmdline="ignore_loglevel")) as machine:
+    # A few lines of the kernel's log: its first ones come by the serial port, byte by byte.
+    config = MachineConfig(console=console, cmdline="loglevel=6", ready_within_s=60 * slower)
+    async with Machine(config) as machine:
         await machine.wait_ready()
         before = sum(machine.exit_counts.values())
         await shell(machine, "seq 2000 > /dev/hvc0")
-        assert sum(machine.exit_counts.values()) - before < 1000  # for 8893 bytes
+        # Linux wants an interrupt for each of the 2000 lines, which it asks about and acknowledges;
+        # a serial port would have one exit at least for each of their 8893 bytes.
+        assert sum(machine.exit_counts.values()) - before < 6000
         async with machine.spawn(["sh", "-c", "read line < /dev/hvc0; echo got $line"]) as shown:
             with trio.fail_after(30 * slower):
                 async with await machine.open_console() as stream:
@@ -145,8 +149,8 @@ async def test_the_machines_own_console_can_be_hvc0(tmp_path: Path, slower: int)
             outcome = await machine.wait()
     assert outcome.reason is OutcomeReason.PANIC
     text = (tmp_path / "log").read_text()
-    # From the first word on, also those before there was an hvc0.
-    for words in ("Linux version", "console [hvc0] enabled", "\n2000\n", "Kernel panic - not"):
+    # From the first word on, which came before there was an hvc0.
+    for words in ("Linux version", "\n2000\n", "Kernel panic - not"):
         assert words in text.replace("\r", "")
 
 

@@ -286,9 +286,9 @@ class ConsoleDevice(enum.StrEnum):
     """What the guest's console is, to the guest."""
 
     SERIAL = "serial"
-    """A serial port, ``/dev/ttyS0``: from the kernel's first word on, one exit a byte."""
+    """A serial port, ``/dev/ttyS0``: from the kernel's first word on, one or two exits a byte."""
     VIRTIO = "virtio"
-    """The virtio console, ``/dev/hvc0``: from its driver on, a line an exit."""
+    """The virtio console, ``/dev/hvc0``: from its driver on, three exits a line."""
 
 
 def _console_output(value: str) -> Any:
