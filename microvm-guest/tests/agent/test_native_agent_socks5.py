@@ -358,6 +358,67 @@ print(sorted(ports))
 """
 
 
+NAMES = r"""
+import os, signal, socket, subprocess, sys, threading
+program, resolv = sys.argv[1:]
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+with open(resolv, "w") as file:
+    file.write("nameserver 127.0.0.1\n")
+subprocess.run(["mount", "--bind", resolv, "/etc/resolv.conf"], check=True)
+names = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+names.bind(("127.0.0.1", 53))
+def answer():  # that there is no such name, and nothing of the slow ones
+    while True:
+        asked, who = names.recvfrom(512)
+        if b"slow" not in asked:
+            names.sendto(asked[:2] + b"\x81\x83" + asked[4:], who)
+threading.Thread(target=answer, daemon=True).start()
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])  # as a guest of one CPU is
+words = [program, "--socks5", "127.0.0.1", "0", "0", "0"]
+server = subprocess.Popen(words, stdout=subprocess.PIPE)
+host, port, _ = server.stdout.readline().split()
+def ask(name):
+    sock = socket.create_connection((host.decode(), int(port)))
+    sock.settimeout(4)
+    sock.sendall(b"\x05\x01\x00\x05\x01\x00\x03" + bytes((len(name),)) + name + b"\x00\x50")
+    return sock
+def told(sock):
+    answer = b""
+    while len(answer) < 12:
+        answer += sock.recv(99)
+    return answer[3]
+print(told(ask(b"quick")))
+os.kill(server.pid, signal.SIGSTOP)
+slow = [ask(b"slow%d" % number) for number in range(6)]
+quick = ask(b"quick")
+os.kill(server.pid, signal.SIGCONT)
+print(told(quick))
+server.kill()
+server.wait()
+"""
+
+
+@in_a_network_of_its_own
+def test_names_that_nobody_answers_for_hold_up_no_others(plain_agent, tmp_path):
+    done = subprocess.run(
+        [
+            "unshare",
+            "--net",
+            "--mount",
+            "python3",
+            "-c",
+            NAMES,
+            plain_agent.program,
+            tmp_path / "r",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    unknown = Reply.HOST_UNREACHABLE
+    assert (done.stdout, done.stderr) == (f"{unknown:d}\n" * 2, "")
+
+
 def tunnel_down(program, tmp_path, rule):
     """What two clients are told where there is no tunnel, and to which ports packets went."""
     inside = [program, tmp_path / "resolv.conf", rule]
