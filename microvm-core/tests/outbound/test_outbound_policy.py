@@ -35,6 +35,7 @@ def allowed(policy, host, address=None, port=443, own=False):
         "64:ff9b::7f00:1",
         "2002:7f00:1::1",
         "2002:a9fe:a9fe::",
+        "2002:c0a8:101::8.8.8.8",
         "0.0.0.0",
         "0.1.2.3",
         "::",
@@ -72,7 +73,8 @@ def test_what_is_not_public_is_denied_by_whatever_name_it_came(address):
 
 
 @pytest.mark.parametrize(
-    "address", ["1.1.1.1", "172.32.0.1", "100.128.0.1", "2606:4700::1", "64:ff9b::101:101"]
+    "address",
+    ["1.1.1.1", "172.32.0.1", "100.128.0.1", "2606:4700::1", "64:ff9b::101:101", "2002:101:101::"],
 )
 def test_the_public_internet_is_allowed_until_told_otherwise(address):
     assert allowed(DEFAULT, address)

@@ -202,6 +202,23 @@ def test_row_78_more_than_the_limits_allow_is_the_guests_error(tmp_path, limits,
     assert os.listdir(tmp_path) == []
 
 
+def test_what_the_limits_just_allow_is_made(tmp_path):
+    limits = CopyLimits(max_bytes=3, max_entries=2, max_depth=1)
+    report = make(
+        tmp_path / "out", directory(), file(b"x"), data(b"xxx"), END, END, DONE, limits=limits
+    )
+    assert (report.entries, report.bytes) == (2, 3)
+
+
+def test_row_77_a_links_time_is_its_own(tmp_path):
+    (tmp_path / "mine").touch()
+    before = (tmp_path / "mine").stat().st_mtime_ns
+    late = Entry(kind=RecordKind.SYMLINK, mode=0o777, mtime_ns=5, name=b"l", target=b"../mine")
+    make(tmp_path / "out", directory(), record(late), END, DONE)
+    assert (tmp_path / "out/l").lstat().st_mtime_ns == 5
+    assert (tmp_path / "mine").stat().st_mtime_ns == before
+
+
 def test_names_of_what_is_skipped_are_counted_and_not_all_kept(tmp_path):
     skipped = [Record(RecordKind.SKIPPED, b"x%d" % n) for n in range(3000)]
     report = make(tmp_path / "out", directory(), *skipped, END, DONE)

@@ -120,6 +120,33 @@ def test_a_size_that_lies_costs_nothing_and_is_found_out(size: bytes) -> None:
     assert max(asked) <= PIECE_BYTES
 
 
+LONG = tar([member("./" + "a" * 200)])[: 2 * BLOCK]
+"""A long name, without the member that it is of."""
+HIDDEN = tar([member("./hidden", b"x")])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        LONG + LONG + tar([member("./b")]),
+        LONG + bytes(2 * BLOCK),
+        with_size(tar([symlink("./a", "b")])[:BLOCK], b"00000001000\0") + bytes(BLOCK) + HIDDEN,
+    ],
+    ids=["two-long-names", "for-nothing", "link-with-content"],
+)
+def test_what_two_readers_may_read_differently_is_refused(data: bytes) -> None:
+    with pytest.raises(TarError):
+        read_all(data)
+
+
+def test_a_hard_link_has_no_content_whatever_size_it_tells() -> None:
+    """Row 78: some programs put the file's size there (tar(5))."""
+    data = with_size(tar([hard_link("./a", "./b")])[:BLOCK], b"00000001000\0") + HIDDEN
+    (link, nothing), (hidden, content) = read_all(data)
+    assert (link.kind, nothing) == ("hardlink", b"")
+    assert (hidden.name, content) == ("./hidden", b"x")
+
+
 def test_a_long_name_that_is_no_name_is_refused_before_it_is_read() -> None:
     name = with_size(tar([member("./" + "a" * 5000)]), b"00000011610\0")
     with pytest.raises(TarError, match="long name"):

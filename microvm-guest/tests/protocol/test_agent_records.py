@@ -13,6 +13,7 @@ from microvm_guest.protocol.records import (
     HEADER,
     MAX_NAME,
     MAX_RECORD,
+    MAX_TARGET,
     Entry,
     InfoRecord,
     Record,
@@ -157,6 +158,21 @@ def test_odd_names_are_names(name):
 def test_an_entry_that_is_cut_short_or_has_no_such_mode_is_refused(payload):
     with pytest.raises(ProtocolViolation):
         decode_entry(Record(RecordKind.FILE, payload), root=False)
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        struct.pack("<H", 1) + b"l",
+        struct.pack("<H", 1) + b"la\0b",
+        struct.pack("<H", 9) + b"link",
+        struct.pack("<H", 1) + b"l" + b"x" * (MAX_TARGET + 1),
+    ],
+    ids=["nowhere", "nul", "cut-short", "too-long"],
+)
+def test_a_link_that_leads_nowhere_is_refused(tail):
+    with pytest.raises(ProtocolViolation):
+        decode_entry(Record(RecordKind.SYMLINK, struct.pack("<Iq", 0o777, 0) + tail), root=False)
 
 
 @pytest.mark.parametrize("number", [0, 4096, 2**32 - 1])

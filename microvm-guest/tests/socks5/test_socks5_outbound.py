@@ -1,5 +1,6 @@
 """The host as a guest's proxy: what is carried out, what is refused, and what a guest can take."""
 
+import ipaddress
 import logging
 import socket
 from contextlib import asynccontextmanager, suppress
@@ -234,6 +235,22 @@ def test_this_hosts_own_addresses_are_known():
         probe.connect(("192.0.2.77", 9))
         mine = probe.getsockname()[0]
     assert is_own(Place(socket.AF_INET, (mine, 80), ""))
+
+
+async def test_this_host_is_not_reached_by_its_address_in_a_network_that_is_open():
+    """Row 92."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            pytest.skip("this host has no address but the loopback's")
+        own = probe.getsockname()[0]
+    network = str(ipaddress.ip_network(f"{own}/24", strict=False))
+    async with shouting("0.0.0.0") as port:
+        async with proxy(OutboundPolicy(allow=(network,))) as dial:
+            assert await refusal(dial, own, port) is Reply.NOT_ALLOWED
+        async with proxy(OutboundPolicy(allow=(own,))) as dial:
+            await ask(dial(), own, port)
 
 
 async def test_each_request_leaves_a_line_in_the_log(caplog):
