@@ -41,6 +41,8 @@ SERVER_UID: Final = 1080
 """The user that the guest's server is. Nobody else should be."""
 ASK_WITHIN_S: Final = 10.0
 """For a client that we answer ourselves to say what it wants."""
+START_WITHIN_S: Final = 30.0
+"""For the guest's server to say where it is, which takes a busy guest a moment."""
 DEATH_KNOWN_WITHIN_S: Final = 1.0
 MAX_LINE: Final = 200
 _CONNECT: Final = frozenset({Command.CONNECT})
@@ -163,29 +165,42 @@ class GuestSocks5:
         # The agent's own file need not be in a guest's root any more.
         argv = [f"/proc/{pid}/exe", *words]
         process = await self._client.launch(RunRequest(argv=argv, flags=RunFlag.NO_STDIN))
-        line = b""
         try:
-            while not line.endswith(b"\n") and len(line) < MAX_LINE:
-                piece = await process.stdout.receive_some(MAX_LINE)
-                if not piece:
-                    break
-                line += piece
-            host, port, on_vsock = line.decode("ascii").split()
-            at: VsockAddress | TcpAddress = TcpAddress(host=host, port=int(port))
-            if int(on_vsock):
-                at = VsockAddress(port=int(on_vsock))
-        except (ValueError, MicrovmError) as error:
-            said = (await process.stderr.receive_some(1000)).decode("utf-8", "replace")
+            with trio.fail_after(START_WITHIN_S):
+                at = await _read_address(process)
+        except trio.TooSlowError as error:
             process.release()
-            raise GuestError(
-                f"The guest's SOCKS5 server did not start: {said.strip() or line!r}"
-            ) from error
+            raise GuestError("The guest's SOCKS5 server did not say where it is.") from error
         except BaseException:
             process.release()
             raise
         self._process = process
         log.debug("the guest's SOCKS5 server is at %s", at)
         return at
+
+
+async def _read_address(process: AgentProcess) -> VsockAddress | TcpAddress:
+    """Where a server that has just been started says it listens.
+
+    Raises:
+        GuestError: it said something else.
+    """
+    line = b""
+    try:
+        while not line.endswith(b"\n") and len(line) < MAX_LINE:
+            piece = await process.stdout.receive_some(MAX_LINE)
+            if not piece:
+                break
+            line += piece
+        host, port, on_vsock = line.decode("ascii").split()
+        if int(on_vsock):
+            return VsockAddress(port=int(on_vsock))
+        return TcpAddress(host=host, port=int(port))
+    except (ValueError, MicrovmError) as error:
+        said = (await process.stderr.receive_some(1000)).decode("utf-8", "replace")
+        raise GuestError(
+            f"The guest's SOCKS5 server did not start: {said.strip() or line!r}"
+        ) from error
 
 
 async def _tell_no_way(stream: HalfCloseableStream) -> None:
