@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -351,6 +352,25 @@ async def test_streams_read_in_a_nursery_say_once_how_the_machine_ended(rig: Rig
             async with machine.spawn(["cat"]), trio.open_nursery() as nursery:
                 nursery.start_soon(read)
                 nursery.start_soon(read)
+
+
+async def test_who_asks_for_jobs_of_a_guest_that_has_gone_hears_how_it_went(rig: Rig) -> None:
+    class Gone(EchoGuest):
+        async def jobs(self) -> Any:
+            raise GuestGone("The stream broke.")
+
+        async def job(self, job_id: int) -> Any:
+            raise GuestGone("The stream broke.")
+
+    async with rig.machine() as machine:
+        rig.agent.link.become(Gone())
+        await machine.wait_ready()
+        rig.platform.machines[0].end(
+            MachineOutcome(reason=OutcomeReason.CRASHED, detail="QEMU was killed.")
+        )
+        for ask in (machine.jobs, partial(machine.job, 1)):
+            with pytest.raises(GuestGone, match=r"broke\. QEMU was killed\."):
+                await ask()
 
 
 async def test_a_paused_guest_is_not_asked_before_it_is_stopped(rig: Rig) -> None:

@@ -133,11 +133,19 @@ class GuestVerbs(ABC):
 
     async def jobs(self) -> Sequence[JobStatus]:
         """The detached commands; see `Guest.jobs`."""
-        return await (await self.wait_ready()).jobs()
+        guest = await self.wait_ready()
+        try:
+            return await guest.jobs()
+        except GuestGone as error:
+            raise await self._explained(error) from error
 
     async def job(self, job_id: int) -> GuestJob:
         """A detached command by its id; see `Guest.job`."""
-        return await (await self.wait_ready()).job(job_id)
+        guest = await self.wait_ready()
+        try:
+            return await guest.job(job_id)
+        except GuestGone as error:
+            raise await self._explained(error) from error
 
 
 def _first(group: BaseExceptionGroup[GuestGone]) -> GuestGone:
