@@ -49,7 +49,7 @@ LAB_SMOKE = ("microvm", "run", "--backend", "kvm", "--timing", "--", "uname", "-
 nox.needs_version = ">=2024.10.9"
 # Both ends of what is supported: the newest Python with the newest dependencies, the oldest with
 # the lowest. What lies between is `nox -s tests`.
-nox.options.sessions = ["lint", NEWEST, "lowest", "slow", "matrix", "guest", "lab_smoke"]
+nox.options.sessions = ["lint", NEWEST, "lowest", "matrix", "guest", "lab_smoke"]
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 

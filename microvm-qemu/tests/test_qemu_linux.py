@@ -98,7 +98,7 @@ async def test_linux_finds_the_disks_in_the_plans_order(
     async with platform.start(plan_for_linux(plan_of, platform, *disks)) as machine:
         with trio.fail_after(30):
             await machine.wait()
-        log = machine._console.contents.decode()  # type: ignore[attr-defined]
+        log = machine._hub.contents.decode()  # type: ignore[attr-defined]
     for name, disk, sectors in zip(("vda", "vdb", "vdc"), disks, (2048, 4096, 6144), strict=True):
         assert f"[{name}] {sectors} 512-byte logical blocks" in log
         assert disk.served > 0

@@ -353,7 +353,8 @@ async def test_thousands_of_connections_cost_the_host_a_bounded_number_of_descri
                     taken, refused = map(int, (await process.stdout.receive_some()).split())
                     assert taken + refused == DIALS
                     assert taken == (128 if port == LISTENED else 0)
-                    assert open_descriptors() - before <= 2 * 128
+                    # two each, and a few that are the machine's own, such as for its clock
+                    assert open_descriptors() - before <= 2 * 128 + 8
                     with pytest.raises(GuestRefused):
                         await machine.connect(DEAF)
         async with machine.spawn(["/tmp/peer", "echo", "7000"]) as peer:

@@ -333,6 +333,7 @@ async def test_a_password_that_is_not_there_is_named(udp: VpnServer) -> None:
         assert (await failure(vpn)).reason is VpnReason.CREDENTIALS_MISSING
 
 
+@pytest.mark.slow
 async def test_a_password_revoked_midway_is_named(udp: VpnServer) -> None:
     """At the next renegotiation of keys the server says AUTH_FAILED."""
     udp.stop()
@@ -357,24 +358,28 @@ async def test_the_servers_expired_certificate_is_named(udp: VpnServer) -> None:
         assert (await failure(vpn)).reason is VpnReason.SERVER_CERTIFICATE_EXPIRED
 
 
+@pytest.mark.slow
 async def test_ones_own_expired_certificate_is_named(tcp: VpnServer) -> None:
     config = config_file(tcp, "hand-window 10", certificate="expired-client")
     async with Machine(vpn_machine()) as machine, OpenVpnTunnel(machine, config, ME) as vpn:
         assert (await failure(vpn)).reason is VpnReason.OWN_CERTIFICATE_EXPIRED
 
 
+@pytest.mark.slow
 async def test_a_server_that_does_not_answer_is_named(server: VpnServer) -> None:
     server.kill()
     async with tunnel(server, "connect-timeout 5") as (_, vpn):
         assert (await failure(vpn)).reason is VpnReason.SERVER_UNREACHABLE
 
 
+@pytest.mark.slow
 async def test_a_name_that_is_nobodys_is_named(udp: VpnServer) -> None:
     config = config_file(udp, host="nobody.invalid")
     async with Machine(vpn_machine()) as machine, OpenVpnTunnel(machine, config, ME) as vpn:
         assert (await failure(vpn)).reason is VpnReason.NAME_NOT_FOUND
 
 
+@pytest.mark.slow
 async def test_a_keys_passphrase_is_asked_for_and_a_wrong_one_is_named(udp: VpnServer) -> None:
     udp.authority.encrypt("client", "open sesame")
     config = config_file(udp, certificate="client.enc")
@@ -388,6 +393,7 @@ async def test_a_keys_passphrase_is_asked_for_and_a_wrong_one_is_named(udp: VpnS
             await vpn.wait_connected()
 
 
+@pytest.mark.slow
 async def test_a_static_challenge_is_put_to_the_user(udp: VpnServer) -> None:
     asked = []
 
@@ -403,6 +409,7 @@ async def test_a_static_challenge_is_put_to_the_user(udp: VpnServer) -> None:
     assert asked == [Challenge(text="Your code?", echo=True)]
 
 
+@pytest.mark.slow
 async def test_a_directive_that_openvpn_does_not_take_is_a_bad_configuration(
     udp: VpnServer,
 ) -> None:
@@ -415,6 +422,7 @@ async def test_a_directive_that_openvpn_does_not_take_is_a_bad_configuration(
 # --- sleep -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_after_a_sleep_of_the_hosts_the_tunnel_is_made_anew(udp: VpnServer) -> None:
     """Complaint 1: nobody waits for a timeout to find out that the server has given us up."""
     async with tunnel(udp) as (machine, vpn):
@@ -469,6 +477,7 @@ def test_the_command_says_what_is_wrong_and_ends(udp: VpnServer, tmp_path: Path,
 # --- ends ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_machine_that_ends_ends_its_tunnel_with_a_name(
     udp: VpnServer, leaves_nothing: None
 ) -> None:
@@ -481,6 +490,7 @@ async def test_a_machine_that_ends_ends_its_tunnel_with_a_name(
         assert (status.state, status.reason) == (VpnState.FAILED, VpnReason.DAEMON_DIED)
 
 
+@pytest.mark.slow
 async def test_a_tunnel_cancelled_at_any_moment_leaves_nothing(
     udp: VpnServer, leaves_nothing: None
 ) -> None:
