@@ -30,7 +30,7 @@ PROVIDES = {
         *(f"device/{name}" for name in ("balloon", "blk", "console", "net", "rng", "vsock")),
         *(f"net_backend/{name}" for name in ("loopback", "null", "passt", "socket", "tap")),
     ),
-    "microvm-guest": ("provisioner/agent",),
+    "microvm-guest": tuple(f"provisioner/{name}" for name in ("agent", "openvpn", "socks5")),
     "microvm-kvm": ("backend/kvm",),
     "microvm-qemu": ("backend/qemu",),
     "microvm-dice": ("device/dice",),

@@ -26,6 +26,8 @@ OURS = MappingProxyType(
         (PluginGroup.NET_BACKEND, "socket"): "microvm-devices",
         (PluginGroup.NET_BACKEND, "tap"): "microvm-devices",
         (PluginGroup.PROVISIONER, "agent"): "microvm-guest",
+        (PluginGroup.PROVISIONER, "openvpn"): "microvm-guest",
+        (PluginGroup.PROVISIONER, "socks5"): "microvm-guest",
     }
 )
 """The distribution that provides each of the project's own components."""
