@@ -23,6 +23,11 @@ HERE = Path(__file__).parent
 SIZE = (2 if os.environ.get("MICROVM_LAB") else 16) << 20
 """The lab's CPU is one in software."""
 
+not_in_the_lab = pytest.mark.skipif(
+    bool(os.environ.get("MICROVM_LAB")),
+    reason="several vCPUs want a lab of one CPU, and there the passt of Debian 12 was seen to stop "
+    "acknowledging what a guest sends to a slow reader (docs/devices/net.md)",
+)
 needs_passt = pytest.mark.skipif(shutil.which("passt") is None, reason="passt is not installed")
 
 
@@ -128,6 +133,7 @@ async def test_two_networks_are_two_interfaces_in_their_order(leaves_nothing: No
 
 
 @pytest.mark.smp
+@not_in_the_lab
 @needs_passt
 async def test_several_queues_carry_the_same_bytes(udp_ping: bytes) -> None:
     net = NetConfig(backend="passt", options={"host_access": True}, queues=2)
@@ -138,6 +144,8 @@ async def test_several_queues_carry_the_same_bytes(udp_ping: bytes) -> None:
         await check_traffic(machine, peer, gateway, udp_ping)
 
 
+@pytest.mark.smp
+@not_in_the_lab
 @needs_passt
 async def test_a_guest_may_use_fewer_pairs_of_queues_than_it_has_and_more_again(
     udp_ping: bytes, net_channels: bytes
