@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -50,6 +51,10 @@ WHY_NOT = missing()
 pytestmark = [
     pytest.mark.linux_guest,
     pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or ""),
+    pytest.mark.skipif(
+        bool(os.environ.get("MICROVM_LAB")),
+        reason="the server's namespace hangs on a veth pair, and the lab loads no module for it yet",
+    ),
 ]
 
 ME = Credentials("me", 'pass "word" \\ with all')
