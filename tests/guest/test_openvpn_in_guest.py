@@ -53,7 +53,7 @@ pytestmark = [
     pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or ""),
     pytest.mark.skipif(
         bool(os.environ.get("MICROVM_LAB")),
-        reason="the server's namespace hangs on a veth pair, and the lab loads no module for it yet",
+        reason="the server's namespace hangs on a veth pair, for which the lab loads no module",
     ),
 ]
 
