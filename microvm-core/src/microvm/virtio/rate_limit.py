@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _NS: Final = 1_000_000_000
 _SHORTEST_DELAY_NS: Final = 1_000
-"""So that a sleep of that length moves any clock on, also one that is a float and runs long."""
+"""A sleep that costs more than it waits for is of no use to anybody."""
 
 
 class _Bucket:
@@ -109,7 +109,8 @@ class RateLimiter:
             longest = self._bytes.delay_ns(now_ns, bytes)
         if self._ops is not None:
             longest = max(longest, self._ops.delay_ns(now_ns, ops))
-        return longest / _NS
+        # A delay always moves the clock on, also one that is a float and has run for long.
+        return max(longest / _NS, math.ulp(now)) if longest else 0.0
 
     def take(self, now: float, *, bytes: int, ops: int = 1) -> None:  # noqa: A002
         """Count a request that was served, or is about to be; never refused.
