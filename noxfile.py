@@ -240,7 +240,7 @@ def lab(session: nox.Session) -> None:
     # Guests of several vCPUs live where the lab has one CPU (docs/contributing.md).
     for cpus, which in ((1, "smp"), (2, "not smp")):
         words = (*pytest, "-m", f"({LINUX_ON_KVM}) and {which}", *LINUX_TESTS, *session.posargs)
-        _in_lab(session, *words, cpus=cpus, within_s=3600, mem_mib=6144, env=env)
+        _in_lab(session, *words, cpus=cpus, within_s=5400, mem_mib=6144, env=env)
 
 
 @nox.session(python=THIS_PYTHON)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import signal
@@ -51,10 +50,6 @@ WHY_NOT = missing()
 pytestmark = [
     pytest.mark.linux_guest,
     pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or ""),
-    pytest.mark.skipif(
-        bool(os.environ.get("MICROVM_LAB")),
-        reason="the server's namespace hangs on a veth pair, for which the lab loads no module",
-    ),
 ]
 
 ME = Credentials("me", 'pass "word" \\ with all')

@@ -205,6 +205,10 @@ def vpn_server(folder: Path, proto: str = "udp", size: int = 1 << 20) -> Iterato
             ("addr", "add", f"{INSIDE}/32", "dev", "lo"),
         ):
             _ip("-n", NAMESPACE, *words)
+        routes = subprocess.run(["ip", "route", "show", "default"], check=True, capture_output=True)
+        if not routes.stdout:
+            # A host without a network, as the lab is: passt asks for an interface with a route.
+            _ip("route", "add", "default", "via", SERVER, "dev", "mvvpn0")
         server = VpnServer(folder, proto, size)
         behind = subprocess.Popen(
             ["ip", "netns", "exec", NAMESPACE, sys.executable, __file__, str(server.web)],

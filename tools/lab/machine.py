@@ -22,6 +22,7 @@ MODULES = (
     "overlay",
     "kvm_amd",
     "tun",
+    "veth",  # joins the namespace of a VPN server to the lab
 )
 """What the lab loads, with what these depend on."""
 
