@@ -1,4 +1,7 @@
-"""Two CPUs for two halves: what memory does to them is seen only where they run at once."""
+"""Two CPUs for two halves, programs in C for one of them, and a census of descriptors.
+
+What memory does to the halves is seen only where they run at once.
+"""
 
 import os
 import subprocess
@@ -6,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from .vhost_user_echo import mapped, open_fds
 
 
 @pytest.fixture
@@ -37,3 +42,12 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return program
 
     return compile_program
+
+
+@pytest.fixture
+def no_fd_or_mapping_is_left() -> Iterator[None]:
+    """As many descriptors after the test as before it, and no guest's memory mapped."""
+    before = open_fds()
+    yield
+    assert len(open_fds()) == len(before)
+    assert mapped() == 0
