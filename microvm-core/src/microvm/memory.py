@@ -182,6 +182,20 @@ class GuestMemory:
                     return view[offset : offset + length]
         raise GuestMemoryError(f"The guest has no {length} bytes of memory at {address:#x}.")
 
+    def region_at(self, address: int, length: int) -> tuple[int, int, memoryview]:
+        """The region where a range begins: its start, its end, its bytes.
+
+        For who slices many ranges one after the other. Whether the range ends in it is for the
+        caller to see; if not, `slices` knows.
+
+        Raises:
+            GuestMemoryError: there is none.
+        """
+        for span in self._spans:
+            if span[0] <= address < span[1]:
+                return span
+        raise GuestMemoryError(f"The guest has no {length} bytes of memory at {address:#x}.")
+
     def slices(self, address: int, length: int) -> list[memoryview]:
         """The bytes at `address` where they may run on from one region into the next.
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from microvm.errors import GuestError, GuestMemoryError, QueueError
+from microvm.errors import GuestError, QueueError
 
 if TYPE_CHECKING:
     from microvm.memory import GuestMemory
@@ -32,7 +32,7 @@ DESC_F_INDIRECT: Final = 4
 
 MAX_CHAIN_BYTES: Final = (1 << 32) - 1
 
-_unpack = DESCRIPTOR.unpack_from
+_unpack_all = DESCRIPTOR.iter_unpack
 
 
 # Not frozen: attrs' frozen __init__ costs five times as much, once for each packet.
@@ -72,57 +72,64 @@ def walk_chain(
     readable_len = writable_len = 0
     index, count, hops_left = head, size, size
     writable_seen = in_indirect = False
+    # The region of the buffer before: most often of the next one too.
+    start, end, ram = 0, 0, memoryview(b"")
+    more = True
     try:
-        while True:
-            address, length, flags, following = _unpack(table, index << 4)
-            if flags & DESC_F_INDIRECT:
-                if not indirect:
-                    raise QueueError("RING_INDIRECT_DESC was not negotiated.")
-                if in_indirect:
-                    raise QueueError("An indirect table refers to another.")
-                if flags & DESC_F_NEXT:
-                    raise QueueError("A descriptor has both INDIRECT and NEXT.")
-                if not length or length & 15 or length >> 4 > size:
-                    raise QueueError(
-                        f"An indirect table of {length} bytes is not 1 to {size} descriptors."
-                    )
-                table = memory.slice(address, length)
-                index, count = 0, length >> 4
-                in_indirect = True
-                continue
-            if flags & DESC_F_WRITE:
-                writable_seen = True
-                if length:
-                    _append(writable, memory, address, length)
+        while more:
+            # Drivers use neighbours where they can: read on until one refers elsewhere.
+            for address, length, flags, following in _unpack_all(table[index << 4 :]):
+                if flags & DESC_F_INDIRECT:
+                    if not indirect:
+                        raise QueueError("RING_INDIRECT_DESC was not negotiated.")
+                    if in_indirect:
+                        raise QueueError("An indirect table refers to another.")
+                    if flags & DESC_F_NEXT:
+                        raise QueueError("A descriptor has both INDIRECT and NEXT.")
+                    if not length or length & 15 or length >> 4 > size:
+                        raise QueueError(
+                            f"An indirect table of {length} bytes is not 1 to {size} descriptors."
+                        )
+                    table = memory.slice(address, length)
+                    index, count = 0, length >> 4
+                    in_indirect = True
+                    break
+                if flags & DESC_F_WRITE:
+                    writable_seen = True
                     writable_len += length
-            else:
-                if writable_seen:
-                    raise QueueError("A device-readable buffer follows a device-writable one.")
-                if length:
-                    _append(readable, memory, address, length)
+                    buffers = writable
+                else:
+                    if writable_seen:
+                        raise QueueError("A device-readable buffer follows a device-writable one.")
                     readable_len += length
-            if not flags & DESC_F_NEXT:
-                break
-            hops_left -= 1
-            if not hops_left:
-                raise QueueError(f"It loops, or has more than {size} descriptors.")
-            if following >= count:
-                raise QueueError(f"It goes on at descriptor {following} of {count}.")
-            index = following
+                    buffers = readable
+                if length:
+                    stop = address + length
+                    if address < start or address >= end:
+                        start, end, ram = memory.region_at(address, length)
+                    if stop <= end:
+                        buffers.append(ram[address - start : stop - start])
+                    else:
+                        # It may run from one region into its neighbour: it is RAM all the same.
+                        buffers.extend(memory.slices(address, length))
+                if not flags & DESC_F_NEXT:
+                    more = False
+                    break
+                hops_left -= 1
+                if not hops_left:
+                    raise QueueError(f"It loops, or has more than {size} descriptors.")
+                if following >= count:
+                    raise QueueError(f"It goes on at descriptor {following} of {count}.")
+                index += 1
+                if following != index:
+                    index = following
+                    break
     except GuestError as error:
         where = f"indirect descriptor {index}" if in_indirect else f"descriptor {index}"
         raise QueueError(f"Chain {head}, {where}: {error.message}") from error
     if readable_len + writable_len > MAX_CHAIN_BYTES:
         raise QueueError(f"Chain {head} holds 2^32 bytes or more.")
     return DescriptorChain(head, tuple(readable), tuple(writable), readable_len, writable_len)
-
-
-def _append(buffers: list[memoryview], memory: GuestMemory, address: int, length: int) -> None:
-    try:
-        buffers.append(memory.slice(address, length))
-    except GuestMemoryError:
-        # A buffer may run from one region into its neighbour: it is RAM all the same.
-        buffers.extend(memory.slices(address, length))
 
 
 class ChainReader:
