@@ -42,9 +42,8 @@ static int serve_list(const char *path)
     if (directory == NULL)
         return errno;
     int error = 0;
-    for (struct dirent *it = readdir(directory); it != NULL && error == 0; it = readdir(directory)) {
-        if (strcmp(it->d_name, ".") == 0 || strcmp(it->d_name, "..") == 0)
-            continue;
+    struct dirent *it;
+    while (error == 0 && (it = tree_next(directory, &error)) != NULL) {
         error = tell(dirfd(directory), it->d_name, it->d_name, AT_SYMLINK_NOFOLLOW);
         if (error == ENOENT) /* it was removed meanwhile */
             error = 0;

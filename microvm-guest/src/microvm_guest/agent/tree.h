@@ -9,6 +9,7 @@
 #ifndef MICROVM_TREE_H
 #define MICROVM_TREE_H
 
+#include <dirent.h>
 #include <limits.h>
 #include <stdbool.h>
 
@@ -25,6 +26,10 @@ int tree_take(const char *path);
 
 /* Remove what is at `path`, a directory only if it is empty, or `whole`. */
 int tree_remove(const char *path, bool whole);
+
+/* The next name of a directory, but "." and "..". NULL at its end, and with an errno in `error`,
+ * which else is left alone. */
+struct dirent *tree_next(DIR *directory, int *error);
 
 /* Remove `name` in a directory, and what is in it. */
 int tree_remove_at(int directory, const char *name);

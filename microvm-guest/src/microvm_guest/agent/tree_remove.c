@@ -1,8 +1,6 @@
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
-#include <string.h>
 #include <unistd.h>
 
 #include "tree.h"
@@ -14,10 +12,9 @@ static int empty(int directory, const char *name)
     if (open_directory == NULL)
         return errno;
     int error = 0;
-    for (struct dirent *it = readdir(open_directory); it != NULL && error == 0;
-         it = readdir(open_directory))
-        if (strcmp(it->d_name, ".") != 0 && strcmp(it->d_name, "..") != 0)
-            error = tree_remove_at(fd, it->d_name);
+    struct dirent *it;
+    while (error == 0 && (it = tree_next(open_directory, &error)) != NULL)
+        error = tree_remove_at(fd, it->d_name);
     closedir(open_directory);
     return error;
 }

@@ -1,4 +1,3 @@
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -11,6 +10,18 @@
 #define OPEN_FLAGS (O_RDONLY | O_NOCTTY | O_CLOEXEC)
 
 char tree_where[PATH_MAX];
+
+struct dirent *tree_next(DIR *directory, int *error)
+{
+    for (;;) {
+        errno = 0; /* the end and an error look alike */
+        struct dirent *it = readdir(directory);
+        if (it == NULL && errno != 0)
+            *error = errno;
+        if (it == NULL || (strcmp(it->d_name, ".") != 0 && strcmp(it->d_name, "..") != 0))
+            return it;
+    }
+}
 
 /* Names of what is being sent, for errors. A path too long to be shown is cut. */
 static size_t enter(const char *name)
@@ -78,15 +89,13 @@ static int send_directory(int fd, const struct stat *info, const char *name, int
 {
     if (depth >= WIRE_MAX_DEPTH)
         return ELOOP;
-    DIR *directory = fdopendir(dup(fd));
+    DIR *directory = fdopendir(fcntl(fd, F_DUPFD_CLOEXEC, 0));
     if (directory == NULL)
         return errno;
     record_write_entry(RECORD_DIRECTORY, info, name, NULL);
     int error = 0;
-    for (struct dirent *it = readdir(directory); it != NULL && error == 0;
-         it = readdir(directory)) {
-        if (strcmp(it->d_name, ".") == 0 || strcmp(it->d_name, "..") == 0)
-            continue;
+    struct dirent *it;
+    while (error == 0 && (it = tree_next(directory, &error)) != NULL) {
         size_t length = enter(it->d_name);
         error = send_entry(fd, it->d_name, depth + 1);
         if (error == ENOENT) /* it was removed meanwhile */
