@@ -4,7 +4,7 @@ Every figure that is compared is a ratio of two programs run in turn, pair by pa
 run, since machines differ and drift. Absolute figures are kept beside them with the machine's
 description, to be read with care.
 
-`--only lab` is what `nox -s bench` runs once more in the lab, where KVM boots Linux.
+`nox -s bench` runs `lab` and `beside_qemu` in the lab, where KVM boots Linux.
 """
 
 from __future__ import annotations
@@ -79,6 +79,13 @@ def measures(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
 
         return vpn(min(args.size_mib, 32), min(args.pairs, 3))
 
+    def beside_qemu() -> Any:
+        import trio
+
+        from tools.bench.beside_qemu import beside_qemu
+
+        return trio.run(beside_qemu, args.pairs)
+
     def exits() -> Any:
         from tools.bench.exits import exits
 
@@ -106,6 +113,7 @@ def measures(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
         "exits": exits,
         "vmm": vmm,
         "lab": lab,
+        "beside_qemu": beside_qemu,
     }
 
 

@@ -1,24 +1,25 @@
-"""Our disk and QEMU's own, of the same kind, side by side in one guest: ratios of what it sees.
+"""Our disk and QEMU's own, of the same kind, side by side: ratios of what a guest sees.
 
 Both are virtio-blk on virtio-mmio with a raw file in the host's page cache behind it (QEMU's with
-``cache=writeback``), and the guest's program takes turns on them, pair by pair. CPU time is that of
-the host's processes: our devices are in this one, QEMU's own in QEMU's, with the guest itself.
+``cache=writeback``), and the guest's program takes turns on them, pair by pair.
+
+Here both hang on one machine of QEMU's, ours by vhost-user; each in a VMM of its own, on one KVM,
+is `tools.bench.beside_qemu`, in the lab.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import statistics
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from microvm import DriveConfig, Machine, MachineConfig
+from tools.bench.side import Side, descendants
 
 MIB = 1024 * 1024
-DISK_BYTES = 256 * MIB
+GIB = 1024 * MIB
 LOADS = {
     "read_4k_depth_1": ("r", 4096, 1, 1000),
     "read_4k_depth_32": ("r", 4096, 32, 4000),
@@ -29,15 +30,22 @@ LOADS = {
 }
 
 
-def build_load() -> bytes:
-    compiler = shutil.which("musl-gcc") or "gcc"
-    source = Path(__file__).parent / "blk_load.c"
-    with tempfile.TemporaryDirectory() as folder:
-        binary = Path(folder) / "load"
-        subprocess.run(
-            [compiler, "-static", "-O2", "-pthread", "-Wall", "-o", binary, source], check=True
-        )
-        return binary.read_bytes()
+def images(folder: Path, mib: int = 256) -> None:
+    """Two files full of noise, ``ours`` and ``qemus``."""
+    for image in ("ours", "qemus"):
+        with (folder / image).open("wb") as file:
+            for _ in range(mib):
+                file.write(os.urandom(MIB))
+
+
+def qemus_disk(path: Path) -> tuple[str, ...]:
+    """QEMU's words for it."""
+    drive = f"file={path},format=raw,if=none,id=theirs,cache=writeback"
+    return ("-drive", drive, "-device", "virtio-blk-device,drive=theirs,serial=qemus")
+
+
+def our_disk(path: Path) -> DriveConfig:
+    return DriveConfig(path=path, serial="ours")
 
 
 async def disk_of(machine: Machine, serial: str) -> str:
@@ -46,49 +54,52 @@ async def disk_of(machine: Machine, serial: str) -> str:
     return "/dev/" + found.partition("/")[0]
 
 
-async def blk(pairs: int, **machine: Any) -> dict[str, Any]:
+async def blk(pairs: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for image in ("ours", "qemus"):
-            with (folder / image).open("wb") as file:
-                for _ in range(DISK_BYTES // MIB):
-                    file.write(os.urandom(MIB))
-        drive = f"file={folder / 'qemus'},format=raw,if=none,id=theirs,cache=writeback"
-        device = "virtio-blk-device,drive=theirs,serial=qemus"
+        images(folder)
         config = MachineConfig(
             backend="qemu",
-            backend_options={"extra_args": ["-drive", drive, "-device", device]},
-            drives=[DriveConfig(path=folder / "ours", serial="ours")],
-            **machine,
+            backend_options={"extra_args": qemus_disk(folder / "qemus")},
+            drives=[our_disk(folder / "ours")],
         )
-        async with Machine(config) as running:
-            await running.run(
-                ["sh", "-c", "cat > /tmp/load && chmod +x /tmp/load"],
-                stdin=build_load(),
-                check=True,
-            )
-            disks = {serial: await disk_of(running, serial) for serial in ("ours", "qemus")}
-            return {name: await measure(running, disks, name, pairs) for name in LOADS}
+        before = descendants()
+        async with Machine(config) as machine:
+            side = Side(machine, descendants() - before)
+            return await measure_disks({"ours": side, "qemus": side}, pairs)
 
 
-async def measure(machine: Machine, disks: dict[str, str], name: str, pairs: int) -> dict[str, Any]:
-    kind, size, depth, count = LOADS[name]
-    us: dict[str, list[float]] = {serial: [] for serial in disks}
-    cpu_us = []
+async def measure_disks(sides: dict[str, Side], pairs: int) -> dict[str, Any]:
+    """All loads on the disks ``ours`` and ``qemus``, each in its guest."""
+    at = {
+        name: (side, await side.program("blk_load"), await disk_of(side.machine, name))
+        for name, side in sides.items()
+    }
+    return {load: await _measure(at, load, pairs) for load in LOADS}
+
+
+async def _measure(at: dict[str, tuple[Side, str, str]], load: str, pairs: int) -> dict[str, Any]:
+    kind, size, depth, count = LOADS[load]
+    us: dict[str, list[float]] = {name: [] for name in at}
+    cpu: dict[str, list[float]] = {name: [] for name in at}
     for _ in range(pairs):
-        for serial, disk in disks.items():
-            before = sum(os.times()[:2])
-            argv = ["/tmp/load", disk, kind, str(size), str(depth), str(count)]
-            done = await machine.run(argv, check=True)
-            us[serial].append(int(done.stdout) / count)
-            if serial == "ours":
-                cpu_us.append((sum(os.times()[:2]) - before) / count * 1e6)
+        for name, (side, program, disk) in at.items():
+            before = side.cpu_s()
+            argv = [program, disk, kind, str(size), str(depth), str(count)]
+            done = await side.machine.run(argv, check=True)
+            us[name].append(int(done.stdout) / count)
+            cpu[name].append((side.cpu_s() - before) * GIB / (size * count))
+    return beside(us, cpu, unit="us")
+
+
+def beside(
+    took: dict[str, list[float]], cpu: dict[str, list[float]], *, unit: str
+) -> dict[str, Any]:
+    """Medians of each, and of the ratio within each pair."""
+    ratios = [b / a for a, b in zip(took["ours"], took["qemus"], strict=True)]
     return {
-        "ours_us": round(statistics.median(us["ours"]), 1),
-        "qemus_us": round(statistics.median(us["qemus"]), 1),
-        "speed_of_qemus": round(
-            statistics.median(b / a for a, b in zip(us["ours"], us["qemus"], strict=True)), 3
-        ),
-        "our_cpu_us": round(statistics.median(cpu_us), 1),
-        "pairs": pairs,
+        **{f"{name}_{unit}": round(statistics.median(took[name]), 1) for name in took},
+        "speed_of_qemus": round(statistics.median(ratios), 3),
+        **{f"{name}_cpu_s_per_gib": round(statistics.median(cpu[name]), 2) for name in cpu},
+        "pairs": len(ratios),
     }
