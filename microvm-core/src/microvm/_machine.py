@@ -5,35 +5,33 @@ opposite one: the control socket, the console's sink, device lifespans, the prov
 the platform's machine, a nursery with two tasks (one waits for the machine's end, one makes the
 guest ready). The guest may dial the host before the platform's `start` has returned, hence
 listeners first; and the sink is there for its last words.
+
+What is told elsewhere: the end in `_machine_end`, getting ready in `_machine_ready`; and of what
+it can do, the guest's part in `_machine_guest`, ports in `_machine_ports`, the console in
+`_machine_console`.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-import attrs
 import trio
 
 from microvm._assembly import Assembly, BackendChoice, assemble
 from microvm._groups import only_error
 from microvm._link_notices import LinkNotices
+from microvm._machine_console import ConsoleVerbs, join_console
+from microvm._machine_end import MachineEnd
 from microvm._machine_guest import GuestVerbs
 from microvm._machine_ports import PortVerbs
+from microvm._machine_ready import bring_up
 from microvm.abc import Capability, Guest, GuestChannels, GuestLink
 from microvm.config import Isolation, MachineConfig
-from microvm.errors import (
-    BootError,
-    ConfigError,
-    GuestError,
-    GuestGone,
-    GuestNotReady,
-    MicrovmError,
-)
+from microvm.errors import ConfigError, GuestGone, MicrovmError
 from microvm.metrics import MachineMetrics, device_names
 from microvm.outcome import MachineOutcome, OutcomeReason
 from microvm.timeline import BootTimeline
@@ -41,37 +39,16 @@ from microvm.timeline import BootTimeline
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from trio.abc import HalfCloseableStream
-
-    from microvm.abc import (
-        ConsoleSink,
-        RunningMachine,
-        VirtioDevice,
-    )
+    from microvm.abc import ConsoleSink, RunningMachine, VirtioDevice
     from microvm.consoles.served import SinkService
     from microvm.forwards.opening import ForwardOpener
     from microvm.host_clocks import HostClocks
     from microvm.plugins import PluginManager
 
-log = logging.getLogger("microvm")
-
 LinkT = TypeVar("LinkT", bound=GuestLink)
 
-OUTCOME_GRACE_S = 1.0
-"""How long a command that lost its guest waits to learn how the machine ended. The agent's
-stream breaks a moment before the platform knows."""
 
-STOP_GRACE_S = 3.0
-"""How long `stop` gives the guest to end itself. The agent gives commands one second of it."""
-
-BUTTON_GRACE_S = 5.0
-"""How long `stop` then gives a guest whose power button was pressed: its init does all there is."""
-
-PRESS_WITHIN_S = 0.5
-"""How long the pressing itself may take: a worker that does not listen can't press."""
-
-
-class Machine(GuestVerbs, PortVerbs):
+class Machine(GuestVerbs, PortVerbs, ConsoleVerbs):
     """A microVM, as an async context manager on trio.
 
     Entering it plans the machine, starts it and returns while the guest boots; `run` and the
@@ -118,17 +95,12 @@ class Machine(GuestVerbs, PortVerbs):
         self._assembly = assembly
         self._running: RunningMachine | None = None
         self._channels: GuestChannels | None = None
-        self._outcome: MachineOutcome | None = None
-        self._ended = trio.Event()
+        self._end = MachineEnd()
         self._guest: Guest | None = None
         self._nursery: trio.Nursery | None = None
         self._ready_error: MicrovmError | None = None
         self._ready_known = trio.Event()
-        self._stopping = False
-        self._guest_agreed = False
         self._paused = False
-        self._one_stop = trio.Lock()
-        """Several may ask for the end at once, and the guest is asked by one of them."""
 
     # --- life ----------------------------------------------------------------------------
 
@@ -151,7 +123,7 @@ class Machine(GuestVerbs, PortVerbs):
         # The body's own error must come out as it is. Shown to the nurseries within, it would
         # return wrapped in an exception group for each of them; so they see a normal end.
         assert self._scope is not None
-        self._stopping = True
+        self._end.wanted = True
         try:
             await self._scope.__aexit__(None, None, None)
         except BaseExceptionGroup as group:
@@ -173,7 +145,8 @@ class Machine(GuestVerbs, PortVerbs):
 
                     server = ControlServer(self.config.name, self)
                     await stack.enter_async_context(server.lifespan())
-                self._console = await self._join_console(stack, assembly)
+                console = assembly.plan.config.console
+                self._console = await join_console(stack, self._sink, console)
                 for attached in assembly.plan.devices:
                     await stack.enter_async_context(attached.device.lifespan())
                 links: list[GuestLink] = []
@@ -189,7 +162,7 @@ class Machine(GuestVerbs, PortVerbs):
                     links = await self._attach(stack, running.channels)
                 nursery = await stack.enter_async_context(trio.open_nursery())
                 self._nursery = nursery
-                nursery.start_soon(self._watch, running)
+                nursery.start_soon(self._end.watch, running)
                 self._notices.links = links
                 nursery.start_soon(self._make_ready, running, links)
                 if links:
@@ -200,18 +173,6 @@ class Machine(GuestVerbs, PortVerbs):
         finally:
             self._finish()
 
-    async def _join_console(self, stack: AsyncExitStack, assembly: Assembly) -> SinkService | None:
-        from microvm.consoles.sinks import sink_for
-
-        sink = self._sink if self._sink is not None else sink_for(assembly.plan.config.console)
-        if sink is None:
-            return None
-        from microvm.consoles.served import SinkService
-
-        service = SinkService(sink)
-        await stack.enter_async_context(service.lifespan())
-        return service
-
     async def _attach(self, stack: AsyncExitStack, channels: GuestChannels) -> list[GuestLink]:
         assert self._assembly is not None
         self._channels = channels
@@ -220,86 +181,27 @@ class Machine(GuestVerbs, PortVerbs):
             for provisioner in self._assembly.provisioners
         ]
 
-    async def _watch(self, running: RunningMachine) -> None:
-        ended = await running.wait()
-        if self._guest_agreed and ended.reason is OutcomeReason.RESET:
-            # Without ACPI a guest's only way to end its machine is a reset; this one was asked to.
-            ended = attrs.evolve(
-                ended, reason=OutcomeReason.POWERED_OFF, detail="The guest shut down when asked."
-            )
-        self._end_with(ended)
-        if ended.reason is OutcomeReason.CRASHED and not self._stopping:
-            log.warning("%s", ended.detail)
-
     async def _watch_clocks(self) -> None:
         await self._ready_known.wait()  # nobody has a clock before
         await self._notices.watch_clocks(lambda: self._paused)
 
     async def _make_ready(self, running: RunningMachine, links: list[GuestLink]) -> None:
-        """Bring up the links in order, bounded by time and by the machine's own end."""
         assert self._plugins is not None
-        guest: Guest | None = None
-        failure: BaseException | None = None
-        with trio.move_on_after(self.config.ready_within_s) as bound:
-            try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._give_up_at_end, nursery.cancel_scope)
-                    for link in links:
-                        guest = await link.wait_ready(self._timeline) or guest
-                    if guest is not None:
-                        for link in links:
-                            await link.build_on(guest)
-                    nursery.cancel_scope.cancel()
-            except BaseExceptionGroup as group:
-                ours, others = group.split(MicrovmError)
-                if others is not None or ours is None:
-                    raise
-                failure = only_error(ours)
-        if failure is not None:
-            # The machine's end explains more than what its half-open streams said of it.
-            with trio.move_on_after(OUTCOME_GRACE_S):
-                await self._ended.wait()
-            self._ready_error = self._boot_error(running, failure)
-        elif bound.cancelled_caught:
-            self._ready_error = GuestNotReady(
-                f"The guest did not report within {self.config.ready_within_s:g} s.",
-                remedy="Its console lines may say why; raise ready_within_s if it is only slow.",
-                console=running.console_tail(),
-            )
-        elif links and self._ended.is_set():
-            self._ready_error = self._boot_error(running, None)
+        within_s = self.config.ready_within_s
+        try:
+            guest = await bring_up(links, running, self._end, self._timeline, within_s=within_s)
+        except MicrovmError as error:
+            self._ready_error = error.with_traceback(None)  # raised anew for each who waits
         else:
             self._guest = guest
             self._plugins.notify_guest_ready(self, guest)
         self._ready_known.set()
 
-    async def _give_up_at_end(self, scope: trio.CancelScope) -> None:
-        await self._ended.wait()
-        scope.cancel()
-
-    def _boot_error(self, running: RunningMachine, cause: BaseException | None) -> MicrovmError:
-        if self._outcome is not None:
-            error: MicrovmError = BootError(
-                f"The machine ended before its guest was ready: {self._outcome.detail}",
-                console=self._outcome.console_tail,
-            )
-        else:
-            error = BootError(
-                f"The guest could not be made ready: {cause}", console=running.console_tail()
-            )
-        error.__cause__ = cause
-        return error
-
-    def _end_with(self, ended: MachineOutcome) -> None:
-        if self._outcome is None:
-            self._outcome = ended
-            self._ended.set()
-
     def _finish(self) -> None:
         """After the stack is gone: nobody may be left waiting, and the hooks are told."""
         started = self._running is not None
         tail = self._running.console_tail() if self._running is not None else ()
-        self._end_with(
+        self._end.come(
             MachineOutcome(
                 reason=OutcomeReason.STOPPED, detail="The host stopped it.", console_tail=tail
             )
@@ -309,15 +211,15 @@ class Machine(GuestVerbs, PortVerbs):
             self._ready_known.set()
         if started:
             assert self._plugins is not None
-            assert self._outcome is not None
-            self._plugins.notify_machine_stopped(self, self._outcome)
+            assert self._end.outcome is not None
+            self._plugins.notify_machine_stopped(self, self._end.outcome)
 
     # --- what it is ----------------------------------------------------------------------
 
     @property
     def state(self) -> Literal["starting", "running", "paused", "ended"]:
         """What it does now, in a word."""
-        if self._outcome is not None:
+        if self._end.outcome is not None:
             return "ended"
         if self._running is None:
             return "starting"
@@ -372,19 +274,9 @@ class Machine(GuestVerbs, PortVerbs):
         )
 
     @property
-    def console_tail(self) -> tuple[str, ...]:
-        """The guest's last console lines, control characters made visible."""
-        return self._started().console_tail()
-
-    @property
-    def console_path(self) -> str | None:
-        """Where the console is to be found: the file, or the terminal made for it."""
-        return self._console.sink.path if self._console is not None else None
-
-    @property
     def outcome(self) -> MachineOutcome | None:
         """How it ended, or None while it runs."""
-        return self._outcome
+        return self._end.outcome
 
     def _planned(self) -> Assembly:
         if self._assembly is None:
@@ -401,9 +293,7 @@ class Machine(GuestVerbs, PortVerbs):
     async def wait(self) -> MachineOutcome:
         """Wait until the machine has ended, by itself or by `stop`."""
         self._started()
-        await self._ended.wait()
-        assert self._outcome is not None
-        return self._outcome
+        return await self._end.wait()
 
     async def wait_ready(self) -> Guest:
         """Wait until the guest's agent answers, and return the guest.
@@ -440,14 +330,7 @@ class Machine(GuestVerbs, PortVerbs):
         )
 
     async def _explained(self, error: GuestGone) -> GuestGone:
-        """The same error with the machine's end in it, when the machine has ended."""
-        with trio.move_on_after(OUTCOME_GRACE_S):
-            await self._ended.wait()
-        if self._outcome is None:
-            return GuestGone(error.message, console=self._started().console_tail())
-        return GuestGone(
-            f"{error.message} {self._outcome.detail}", console=self._outcome.console_tail
-        )
+        return await self._end.explain(error, self._started())
 
     def _streams(self) -> GuestChannels:
         self._started()
@@ -458,28 +341,14 @@ class Machine(GuestVerbs, PortVerbs):
             )
         return self._channels
 
-    async def open_console(self) -> HalfCloseableStream:
-        """A stream to the guest's console, both ways; see `RunningMachine.open_console`."""
-        self._need(Capability.CONSOLE)
-        return await self._started().open_console()
-
     def _forwards(self) -> ForwardOpener:
         from microvm.forwards.opening import ForwardOpener
 
         channels = self._streams()
         assert self._nursery is not None
-        if self._outcome is not None:
-            raise GuestGone(f"The machine has ended. {self._outcome.detail}")
+        if self._end.outcome is not None:
+            raise GuestGone(f"The machine has ended. {self._end.outcome.detail}")
         return ForwardOpener(self._nursery, channels, self.wait_ready, self._ready_known.wait)
-
-    async def wait_console(self) -> None:
-        """Wait until the console's sink has ended. At once, where there is none.
-
-        It ends with the guest's last words, or because whoever sat at it has left.
-        """
-        self._started()
-        if self._console is not None:
-            await self._console.ended.wait()
 
     async def pause(self) -> None:
         """Stop the guest's CPUs until `resume`; its memory stays as it is.
@@ -522,40 +391,9 @@ class Machine(GuestVerbs, PortVerbs):
         is fine. For less patience use a cancel scope around it: leaving the machine's block ends
         it at once.
         """
-        running = self._started()
-        async with self._one_stop:
-            return await self._stop(running)
-
-    async def _stop(self, running: RunningMachine) -> MachineOutcome:
-        self._stopping = True
-        if self._outcome is None and not self._paused:
-            with trio.move_on_after(STOP_GRACE_S):
-                await self._ask_agent()
-        if self._outcome is None and not self._paused and self._can(Capability.POWER_BUTTON):
-            with trio.move_on_after(BUTTON_GRACE_S):
-                await self._press_button(running)
-        if self._outcome is None:
-            await running.kill()
-        return await self.wait()
-
-    async def _ask_agent(self) -> None:
-        if self._guest is None:
-            return
-        try:
-            await self._guest.shutdown()
-        except GuestError:
-            return  # a guest that can't be asked is ended by other means
-        self._guest_agreed = True
-        await self._ended.wait()
-
-    async def _press_button(self, running: RunningMachine) -> None:
-        try:
-            with trio.move_on_after(PRESS_WITHIN_S) as bound:
-                await running.press_power_button()
-        except MicrovmError as error:
-            log.warning("The power button could not be pressed: %s", error)
-            return
-        if bound.cancelled_caught:
-            return
-        self._guest_agreed = True
-        await self._ended.wait()
+        return await self._end.bring_about(
+            self._started(),
+            lambda: self._guest,
+            lambda: self._paused,
+            has_button=self._can(Capability.POWER_BUTTON),
+        )
