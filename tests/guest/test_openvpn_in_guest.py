@@ -21,6 +21,7 @@ from tests.guest.vpn_server import (
     CANARY_PORT,
     INSIDE,
     NAME,
+    PAGE_MIB,
     PORT,
     SERVER,
     WEB_PORT,
@@ -53,6 +54,7 @@ pytestmark = [
 ]
 
 ME = Credentials("me", 'pass "word" \\ with all')
+PATIENCE = str(90 + 10 * PAGE_MIB)
 PAGE = f"http://{NAME}:{WEB_PORT}/data"
 ROOT = Path(__file__).parent.parent.parent
 
@@ -102,7 +104,7 @@ async def tunnel(
 
 async def curl(proxy: object, url: str = PAGE) -> "subprocess.CompletedProcess[bytes]":
     return await trio.run_process(
-        ["curl", "-sS", "--max-time", "100", "--socks5-hostname", str(proxy), url],
+        ["curl", "-sS", "--max-time", PATIENCE, "--socks5-hostname", str(proxy), url],
         capture_stdout=True,
         capture_stderr=True,
         check=False,

@@ -34,6 +34,8 @@ WEB_PORT = 8000
 CANARY_PORT = 9000
 """A listener at the namespace's outer address, which nothing should reach but by the tunnel."""
 PORT = 1194
+PAGE_MIB = int(os.environ.get("MICROVM_VPN_MIB") or 1)
+"""Of what the web server has; a soak sets the variable (256, say)."""
 LOCK = Path(tempfile.gettempdir()) / "microvm-test-vpn.lock"
 
 
@@ -184,7 +186,7 @@ def _ip(*words: str) -> None:
 
 
 @contextmanager
-def vpn_server(folder: Path, proto: str = "udp", size: int = 1 << 20) -> Iterator[VpnServer]:
+def vpn_server(folder: Path, proto: str = "udp", size: int = PAGE_MIB << 20) -> Iterator[VpnServer]:
     """The server running, and all that belongs to it. One at a time on a host: names and addresses
     are fixed."""
     with ExitStack() as stack:
