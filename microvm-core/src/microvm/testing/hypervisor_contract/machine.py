@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import struct
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import attrs
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 BOUND_S: Final = 10.0
 """A test whose guest has not come this far by then has failed."""
+
+BYTES: Final = bytes(range(1, 9))
+"""Data that a guest is given or gives: no two are the same, and none is zero."""
 
 _PML4, _PDPT, _PAGE_DIRECTORY = 0x9000, 0xA000, 0xB000
 _CODE_64: Final = 0x00AF_9B00_0000_FFFF
@@ -164,3 +168,20 @@ def meanwhile(action: Callable[[], object], *, after_s: float = 0.05) -> Iterato
         yield
     finally:
         thread.join()
+
+
+class HypervisorUnderTest(ABC):
+    """What the parts of the contract have in common: the hypervisor, from its author."""
+
+    doorbells_exit: ClassVar[bool] = False
+    """Whether a store to a doorbell arrives as `MmioWrite`, for want of something better."""
+
+    @abstractmethod
+    def hypervisor(self) -> Hypervisor:
+        """A hypervisor to try; `pytest.skip` where there is none, with the reason."""
+
+    @contextmanager
+    def machine(self, code: bytes, *, vcpu_count: int = 1) -> Iterator[ContractMachine]:
+        """A machine that will run `code` in real mode."""
+        with contract_machine(self.hypervisor(), code, vcpu_count=vcpu_count) as machine:
+            yield machine
