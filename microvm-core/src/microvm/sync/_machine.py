@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from microvm.abc.jobs import DEFAULT_LOG_BYTES
 from microvm.config import MachineConfig
 from microvm.sync._channels import Listener, socket_from
-from microvm.sync._files import GuestFiles
 from microvm.sync._forward import Forward
 from microvm.sync._guest import Guest
-from microvm.sync._jobs import GuestJob
+from microvm.sync._guest_verbs import GuestVerbs
 from microvm.sync._loop import BackgroundLoop, background_loop
-from microvm.sync._process import GuestProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +24,7 @@ if TYPE_CHECKING:
 
     from microvm._assembly import BackendChoice
     from microvm._machine import Machine as AsyncMachine
-    from microvm.abc import ConsoleSink, CopyLimits, CopyReport, JobStatus, RunResult, TtySize
+    from microvm.abc import ConsoleSink, CopyLimits, CopyReport
     from microvm.metrics import MachineMetrics
     from microvm.outbound import OutboundPolicy
     from microvm.outcome import MachineOutcome
@@ -38,7 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Machine:
+class Machine(GuestVerbs):
     """A microVM, as a context manager; see `microvm.Machine`, whose names and arguments it has.
 
     Entering it starts the machine and returns while the guest boots. Leaving it, also by an error
@@ -175,54 +171,6 @@ class Machine:
         loop, machine = self._live()
         return Guest(loop, self._nursery(), loop.call(machine.wait_ready))
 
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
-        stdin: bytes = b"",
-        check: bool = False,
-        max_output_bytes: int = 64 * 1024 * 1024,
-    ) -> RunResult:
-        """Run a command in the guest to its end; see `microvm.abc.Guest.run`."""
-        loop, machine = self._live()
-        return loop.call(
-            partial(
-                machine.run,
-                argv,
-                env=env,
-                cwd=cwd,
-                user=user,
-                stdin=stdin,
-                check=check,
-                max_output_bytes=max_output_bytes,
-            )
-        )
-
-    @contextmanager
-    def spawn(
-        self,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
-        tty: TtySize | None = None,
-    ) -> Iterator[GuestProcess]:
-        """Start a command and hold its streams; leaving the block kills what still runs."""
-        loop, machine = self._live()
-        enter = partial(machine.spawn, argv, env=env, cwd=cwd, user=user, tty=tty)
-        with loop.hold(enter) as process:
-            yield GuestProcess(loop, process)
-
-    @property
-    def files(self) -> GuestFiles:
-        """The guest's files; each of its methods waits for the guest."""
-        loop, machine = self._live()
-        return GuestFiles(loop, machine.files)
-
     def copy_in(self, local: str | os.PathLike[str], guest_path: str) -> CopyReport:
         """Copy a file or directory into the guest; see `microvm.abc.GuestFiles.copy_in`."""
         return self.files.copy_in(local, guest_path)
@@ -236,32 +184,6 @@ class Machine:
     ) -> CopyReport:
         """Copy a file or directory out of the guest; see `microvm.abc.GuestFiles.copy_out`."""
         return self.files.copy_out(guest_path, local, limits=limits)
-
-    def spawn_detached(
-        self,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
-        log_bytes: int = DEFAULT_LOG_BYTES,
-    ) -> GuestJob:
-        """Start a command that goes on by itself and keeps a log."""
-        loop, machine = self._live()
-        work = partial(
-            machine.spawn_detached, argv, env=env, cwd=cwd, user=user, log_bytes=log_bytes
-        )
-        return GuestJob(loop, loop.call(work))
-
-    def jobs(self) -> Sequence[JobStatus]:
-        """The detached commands that run or were not removed, newest first."""
-        loop, machine = self._live()
-        return loop.call(machine.jobs)
-
-    def job(self, job_id: int) -> GuestJob:
-        """A detached command by its id, whoever has started it."""
-        loop, machine = self._live()
-        return GuestJob(loop, loop.call(partial(machine.job, job_id)))
 
     def connect(self, port: int) -> socket.socket:
         """Open a stream to a guest port, as a blocking socket.
@@ -358,11 +280,6 @@ class Machine:
             machine.socks5, host=host, port=port, path=path, guest_port=guest_port, login=login
         )
         return Forward(loop, loop.call(work))
-
-    def connect_through(self, host: str, port: int) -> socket.socket:
-        """Open a stream to whatever the guest can reach, as a blocking socket."""
-        loop, machine = self._live()
-        return socket_from(loop, self._nursery(), partial(machine.connect_through, host, port))
 
     def outbound_proxy(
         self, policy: OutboundPolicy | None = None, *, guest_port: int = 1081
