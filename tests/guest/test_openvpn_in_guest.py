@@ -172,7 +172,7 @@ async def test_the_readmes_example_is_what_runs(udp: VpnServer, tmp_path: Path) 
     )
     assert len([line for line in example.splitlines() if line.strip()]) == 10
     config = config_file(udp)
-    program = example.replace("office.ovpn", str(config)).replace("http://intranet/", PAGE)
+    program = example.replace("office.ovpn", str(config)).replace("http://wiki/", PAGE)
     assert program != example
     auth = tmp_path / "auth"
     auth.write_text(f"{ME.username}\n{ME.password}\n")
