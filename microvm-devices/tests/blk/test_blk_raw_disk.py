@@ -127,7 +127,7 @@ def test_discarded_space_goes_back_to_the_host(image: Path) -> None:
     with opened(image) as disk:
         before = allocated(image)
         disk.discard(0, SIZE // 2)
-        if disk._can_punch:
+        if PUNCH_HOLE in disk._modes:
             assert allocated(image) <= before - SIZE // 2
     assert image.stat().st_size == SIZE
 
@@ -174,6 +174,32 @@ def test_zeros_are_written_where_the_file_system_has_no_better_way(
             disk.write_zeroes(512, length, unmap=unmap)
     assert len(tried) == 2  # each way once
     assert image.read_bytes() == before[:512] + bytes(length) + before[512 + length :]
+
+
+@pytest.mark.parametrize("unmap", [True, False])
+def test_a_range_that_does_not_fit_the_hosts_sectors_costs_the_next_one_nothing(
+    image: Path, unmap: bool
+) -> None:
+    """A block device of 4 KiB sectors says EINVAL to less, and to less alone."""
+    before = image.read_bytes()
+    done: list[tuple[int, int, int]] = []
+
+    def sectors_of_4096(fd: int, mode: int, offset: int, length: int) -> None:
+        if offset % 4096 or length % 4096:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        done.append((mode & ~KEEP_SIZE, offset, length))
+
+    with without_fallocate(image, sectors_of_4096) as disk:
+        disk.discard(512, 512)
+        disk.write_zeroes(1024, 512, unmap=unmap)
+        assert done == []
+        disk.discard(4096, 4096)
+        disk.write_zeroes(8192, 4096, unmap=unmap)
+    assert done == [
+        (PUNCH_HOLE, 4096, 4096),
+        (PUNCH_HOLE if unmap else ZERO_RANGE, 8192, 4096),
+    ]
+    assert image.read_bytes() == before[:1024] + bytes(512) + before[1536:]
 
 
 def test_other_errors_of_fallocate_are_errors(image: Path) -> None:
@@ -401,16 +427,40 @@ def test_the_header_of_another_format_is_data(image: Path, head: bytes) -> None:
 # --- block devices ---------------------------------------------------------------------------
 
 
-@pytest.fixture
-def loop_device(image: Path) -> Iterator[Path]:
+@contextmanager
+def looped(image: Path, *options: str) -> Iterator[Path]:
     if not shutil.which("losetup") or os.geteuid() != 0:
         pytest.skip("makes a loop device")
-    attached = subprocess.run(["losetup", "-f", "--show", image], capture_output=True, text=True)
+    argv = ["losetup", *options, "-f", "--show", str(image)]
+    attached = subprocess.run(argv, capture_output=True, text=True)
     if attached.returncode:
         pytest.skip(f"no loop devices here: {attached.stderr}")
     device = attached.stdout.strip()
-    yield Path(device)
-    subprocess.run(["losetup", "-d", device], check=True)
+    try:
+        yield Path(device)
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
+
+
+@pytest.fixture
+def loop_device(image: Path) -> Iterator[Path]:
+    with looped(image) as device:
+        yield device
+
+
+def test_a_block_device_of_larger_sectors_takes_the_discards_that_fit_them(image: Path) -> None:
+    before = image.read_bytes()
+    with looped(image, "-b", "4096") as device, opened(device) as disk:
+        disk.discard(SIZE // 2, 4096)
+        if PUNCH_HOLE not in disk._modes:
+            pytest.skip("this loop device gives no space back")
+        disk.discard(512, 512)
+        disk.write_zeroes(1024, 512, unmap=True)
+        disk.discard(65536, 65536)
+        disk.flush()
+    after = image.read_bytes()
+    assert after[:65536] == before[:1024] + bytes(512) + before[1536:65536]
+    assert after[65536:131072] == bytes(65536)
 
 
 def test_a_block_device_is_a_disk_of_its_size(loop_device: Path, image: Path) -> None:

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 _IOV_MAX: Final = min(os.sysconf("SC_IOV_MAX"), 1024) if hasattr(os, "sysconf") else 16
 _RWF_NOWAIT: Final[int] = getattr(os, "RWF_NOWAIT", 0)
-_UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EINVAL})
+_UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY})
+"""What a file system says that can't do it at all. EINVAL is about one request: a block device of
+4 KiB sectors says it to a range of 512-byte ones, and takes the next that fits."""
 _ZEROES: Final = memoryview(bytes(1 << 20))
 _KINDS: Final = {
     stat.S_IFDIR: "a directory",
@@ -62,8 +64,7 @@ class RawDisk(Disk):
         self._allocate = allocate
         # What this file system can't do is found out by trying, once.
         self._can_nowait = bool(_RWF_NOWAIT)
-        self._can_punch = True
-        self._can_zero_range = True
+        self._modes = {PUNCH_HOLE, ZERO_RANGE}
 
     def read(self, views: Sequence[memoryview], offset: int, length: int) -> int:
         return _transfer(os.preadv, self._fd, views, offset, length)
@@ -110,21 +111,14 @@ class RawDisk(Disk):
     def discard(self, offset: int, length: int) -> None:
         """Give the space back, where the file system can; else nothing, which is allowed too."""
         self._require_room(offset, length)
-        self._punch(offset, length)
+        self._reallocate(PUNCH_HOLE, offset, length)
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
         self._require_room(offset, length)
-        if unmap and self._punch(offset, length):
+        if unmap and self._reallocate(PUNCH_HOLE, offset, length):
             return
-        if self._can_zero_range:
-            try:
-                self._allocate(self._fd, ZERO_RANGE | KEEP_SIZE, offset, length)
-            except OSError as error:
-                if error.errno not in _UNSUPPORTED:
-                    raise
-                self._can_zero_range = False
-            else:
-                return
+        if self._reallocate(ZERO_RANGE, offset, length):
+            return
         while length:
             piece = min(length, len(_ZEROES))
             self.write([_ZEROES[:piece]], offset, piece)
@@ -134,15 +128,19 @@ class RawDisk(Disk):
     def close(self) -> None:
         os.close(self._fd)
 
-    def _punch(self, offset: int, length: int) -> bool:
-        if self._can_punch:
-            try:
-                self._allocate(self._fd, PUNCH_HOLE | KEEP_SIZE, offset, length)
-            except OSError as error:
-                if error.errno not in _UNSUPPORTED:
-                    raise
-                self._can_punch = False
-        return self._can_punch
+    def _reallocate(self, mode: int, offset: int, length: int) -> bool:
+        """Have the file system do it, and say whether it could."""
+        if mode not in self._modes:
+            return False
+        try:
+            self._allocate(self._fd, mode | KEEP_SIZE, offset, length)
+        except OSError as error:
+            if error.errno in _UNSUPPORTED:
+                self._modes.discard(mode)
+            elif error.errno != errno.EINVAL:
+                raise
+            return False
+        return True
 
     def _require_room(self, offset: int, length: int) -> None:
         """A file that was made shorter is not made longer again: its owner has cut it off."""
