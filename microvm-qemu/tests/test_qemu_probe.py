@@ -298,3 +298,13 @@ def test_the_systems_qemu_is_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert report.usable, report.reason
     forget()
     assert probe({}) == report
+
+
+def test_a_host_of_another_memory_order_is_refused(
+    qemu: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our devices share rings with the guest: `microvm.virtio.fence`."""
+    qemu()
+    monkeypatch.setattr(_probe, "TOTAL_STORE_ORDER", False)
+    with pytest.raises(BackendUnavailable, match="order"):
+        find(QemuOptions())

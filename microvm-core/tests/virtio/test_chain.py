@@ -190,6 +190,47 @@ def test_22_a_buffer_over_two_neighbouring_regions_is_split() -> None:
     assert chain.readable_len == 4
 
 
+LOW, HIGH, PART = 0x8000, 0x40000, 0x10000
+"""Two buffers in two regions, with a gap behind each; and how large a region is."""
+
+
+@pytest.fixture
+def two_regions() -> QueueDriver:
+    memory = GuestMemory.for_ranges([(0, PART), (HIGH, PART)])
+    memory.write(LOW, b"low")
+    memory.write(HIGH, b"high")
+    return QueueDriver(memory, heap=GuestHeap(0x1000, LOW), size=SIZE)
+
+
+@pytest.mark.parametrize("indirect", [False, True])
+@pytest.mark.parametrize("order", ["lh", "hl", "lhl", "hlh", "llhhl"])
+def test_22_each_buffer_is_found_in_the_region_where_it_lies(
+    two_regions: QueueDriver, order: str, indirect: bool
+) -> None:
+    places = {"l": (LOW, 3), "h": (HIGH, 4)}
+    table: dict[int, Descriptor] = {
+        index: (*places[where], NEXT if index < len(order) - 1 else 0, index + 1)
+        for index, where in enumerate(order)
+    }
+    if indirect:
+        length = 16 * len(table)
+        chain = offer(two_regions, {0: (TABLE, length, INDIRECT, 0)}, table)
+    else:
+        chain = offer(two_regions, table)
+    words = {"l": b"low", "h": b"high"}
+    assert [bytes(view) for view in chain.readable] == [words[where] for where in order]
+
+
+@pytest.mark.parametrize("before", [LOW, HIGH])
+@pytest.mark.parametrize("address", [PART, HIGH - 1, HIGH + PART, PART - 1, HIGH + PART - 1])
+def test_22_a_gap_is_no_memory_whatever_buffer_came_before(
+    two_regions: QueueDriver, before: int, address: int
+) -> None:
+    refused(
+        two_regions, {0: (before, 1, NEXT, 1), 1: (address, 2, 0, 0)}, reason="no 2 bytes of memory"
+    )
+
+
 @pytest.mark.parametrize("position", [0, 1, 2])
 def test_23_a_zero_length_buffer_is_skipped(driver: QueueDriver, position: int) -> None:
     lengths = [3, 3, 3]

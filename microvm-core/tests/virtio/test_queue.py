@@ -279,7 +279,11 @@ def test_rewind_follows_no_head_that_the_driver_has_changed(driver: QueueDriver)
 @given(
     descriptors=st.lists(
         st.tuples(
-            st.one_of(st.integers(0x8000, 0x8100), st.integers(0, (1 << 64) - 1)),
+            st.one_of(
+                st.integers(0x8000, 0x8100),
+                st.integers(0x2_0000 - 64, 0x2_0000 + 64),
+                st.integers(0, (1 << 64) - 1),
+            ),
             st.one_of(st.integers(0, 64), st.integers(0, (1 << 32) - 1)),
             st.one_of(st.integers(0, 7), st.integers(0, 0xFFFF)),
             st.one_of(st.integers(0, 8), st.integers(0, 0xFFFF)),
@@ -293,7 +297,7 @@ def test_rewind_follows_no_head_that_the_driver_has_changed(driver: QueueDriver)
 def test_17_to_28_whatever_the_driver_writes_ends_in_buffers_in_ram_or_a_queue_error(
     descriptors: list[tuple[int, int, int, int]], heads: list[int], jump: int
 ) -> None:
-    driver = QueueDriver(GuestMemory.anonymous(0x1_0000), size=8)
+    driver = QueueDriver(GuestMemory.for_ranges([(0, 0x1_0000), (0x2_0000, 0x1000)]), size=8)
     for index, descriptor in enumerate(descriptors):
         driver.write_descriptor(index, *descriptor)
     for head in heads:
@@ -309,6 +313,8 @@ def test_17_to_28_whatever_the_driver_writes_ends_in_buffers_in_ram_or_a_queue_e
             assert chain.writable_len == sum(map(len, chain.writable))
             assert chain.readable_len + chain.writable_len < 1 << 32
             assert all((*chain.readable, *chain.writable, True))
+            for view in (*chain.readable, *chain.writable):
+                driver.memory.address_of(view)
     except QueueError as error:
         assert error.message.endswith(".")  # noqa: PT017 - what was popped before it counts too
     assert queue.in_flight == popped <= 8

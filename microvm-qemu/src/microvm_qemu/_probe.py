@@ -17,6 +17,7 @@ import attrs
 
 from microvm.abc import ProbeReport
 from microvm.errors import BackendUnavailable, ConfigError
+from microvm.virtio.fence import TOTAL_STORE_ORDER, WHY_NOT
 from microvm_qemu._cache import ProgramCache, ProgramId, cache_file
 from microvm_qemu._facts import INSTALL, Obstacle, QemuFacts, obstacle
 from microvm_qemu._options import QemuOptions, parse_options
@@ -79,6 +80,8 @@ def find(options: QemuOptions) -> FoundQemu:
             "The qemu backend needs Linux: it lives on memfds, pidfds and parent-death signals.",
             remedy="Use the backend that is made for this system.",
         )
+    if not TOTAL_STORE_ORDER:
+        raise BackendUnavailable(WHY_NOT, remedy="Run on an x86-64 host.")
     program = _locate(options.program)
     setpriv = shutil.which("setpriv")
     try:

@@ -55,6 +55,12 @@ from typing import Final
 TOTAL_STORE_ORDER: Final = platform.machine().lower() in {"x86_64", "amd64"}
 """Whether this machine's memory model is the one that the argument above is about."""
 
+WHY_NOT: Final = (
+    "The order in which this host's CPU does memory accesses is not the one that our virtqueues "
+    "are made for: notifications would be lost now and then."
+)
+"""To whom `TOTAL_STORE_ORDER` is false; a backend's probe says it."""
+
 _new_lock = threading.Lock
 
 
