@@ -42,8 +42,16 @@ LINUX_ON_KVM = "(lab or linux_guest) and not slow"
 LINUX_TESTS = ("tests/lab", "tests/guest")
 """What boots Linux on our own VMM: the lab's tests, and the suite that `guest` runs under QEMU."""
 GUEST_TESTS = "linux_guest and not lab and not slow"
+SOAK: tuple[tuple[str, dict[str, str]], ...] = (
+    ("linux_guest and slow", {}),
+    ("soak", {"MICROVM_NET_MIB": "1024", "MICROVM_VPN_MIB": "256"}),
+)
+"""What is too long for the gate, and with what in the environment: every kill of a machine in the
+middle of its writes, the rare ends of a VPN; then what carries as much as it is told to."""
 GUEST_DISKS = ("python", "tools/guest_disks.py")
 """Makes the disks that guests' tests start from, before they run."""
+LAB_PYTEST = ("python", "-m", "pytest", "-p", "no:hypothesispytest", "-p", "no:cacheprovider")
+"""Hypothesis takes ten seconds to import in there, needed or not."""
 LAB_SMOKE = ("microvm", "run", "--backend", "kvm", "--timing", "--", "uname", "-a")
 
 nox.needs_version = ">=2024.10.9"
@@ -188,6 +196,27 @@ def guest(session: nox.Session) -> None:
     _pytest(session, "-m", GUEST_TESTS)
 
 
+@nox.session(python=THIS_PYTHON)
+def soak(session: nox.Session) -> None:
+    """What boots Linux guests and takes hours; with `-- --lab`, on our own VMM in the lab."""
+    in_lab = "--lab" in session.posargs
+    more = [word for word in session.posargs if word != "--lab"]
+    if in_lab:
+        _lab_ready(session)
+    else:
+        system.require(session, system.RUN, system.IMAGE)
+        _install_ours(session, *DISTRIBUTIONS)
+        session.run("microvm", "image", "build")
+    session.install(*TEST_TOOLS)
+    session.run(*GUEST_DISKS)
+    for which, env in SOAK:
+        words = ("-m", which, *LINUX_TESTS, *more)
+        if in_lab:
+            _in_lab(session, *LAB_PYTEST, *words, within_s=6 * 3600, mem_mib=6144, env=env)
+        else:
+            session.run("python", "-m", "pytest", *words, env=env)
+
+
 @contextmanager
 def _skipped_without(session: nox.Session, what: str) -> Iterator[None]:
     """A command of the block that fails skips the session, and says so."""
@@ -234,12 +263,10 @@ def lab(session: nox.Session) -> None:
     _lab_ready(session)
     session.run(*GUEST_DISKS)
     session.install(*TEST_TOOLS)
-    # Hypothesis takes ten seconds to import in there, needed or not.
-    pytest = ("python", "-m", "pytest", "-p", "no:hypothesispytest", "-p", "no:cacheprovider")
     env = _debian_guest(session)
     # Guests of several vCPUs live where the lab has one CPU (docs/contributing.md).
     for cpus, which in ((1, "smp"), (2, "not smp")):
-        words = (*pytest, "-m", f"({LINUX_ON_KVM}) and {which}", *LINUX_TESTS, *session.posargs)
+        words = (*LAB_PYTEST, "-m", f"({LINUX_ON_KVM}) and {which}", *LINUX_TESTS, *session.posargs)
         _in_lab(session, *words, cpus=cpus, within_s=5400, mem_mib=6144, env=env)
 
 

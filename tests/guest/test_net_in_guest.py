@@ -74,6 +74,7 @@ async def test_with_passt_a_guest_has_an_address_a_way_out_and_a_name_server(
         assert await shell(machine, "cat /sys/class/net/eth0/mtu") == "65520"
 
 
+@pytest.mark.soak
 @needs_passt
 async def test_bytes_pass_by_passt_both_ways(leaves_nothing: None, udp_ping: bytes) -> None:
     async with (
@@ -185,6 +186,7 @@ def test_names_and_pings_pass_by_passt() -> None:
     assert "3 packets received" in printed
 
 
+@pytest.mark.soak
 def test_bytes_pass_by_tap_both_ways_and_a_ping_comes_back(udp_ping: bytes, tmp_path: Path) -> None:
     program = tmp_path / "udp_ping"
     program.write_bytes(udp_ping)

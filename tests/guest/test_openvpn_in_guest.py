@@ -130,6 +130,7 @@ async def until(vpn: OpenVpnTunnel, *states: VpnState) -> None:
 # --- it works --------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 async def test_a_guest_without_a_network_fetches_through_the_tunnel(
     server: VpnServer, leaves_nothing: None
 ) -> None:
