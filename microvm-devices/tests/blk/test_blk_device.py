@@ -6,6 +6,7 @@ import os
 import struct
 import sys
 import threading
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -511,6 +512,33 @@ def test_bytes_are_limited_too() -> None:
 
     elapsed = trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.01))
     assert 3.8 < elapsed < 4.1
+
+
+@pytest.mark.parametrize(
+    ("ask", "seconds"),
+    [
+        (lambda guest: guest.write_zeroes(*[(8, 128, 0)] * 16), 16 * 128 / 8),
+        (lambda guest: guest.write_zeroes((8, 128, 1)), 128 / 8),
+        (lambda guest: guest.discard(*[(8, 128, 0)] * 16), 16),
+    ],
+)
+def test_zeros_count_as_data_and_discards_as_a_block_each(
+    ask: Callable[[GuestBlk], Awaitable[int]], seconds: float
+) -> None:
+    """At 8 sectors a second: what a request of a few hundred bytes makes the host write."""
+    limit = RateLimit(bytes_per_s=4096, burst_bytes=512)
+
+    async def main() -> float:
+        guest = GuestBlk()
+        device = device_on(MemoryDisk(), DriveConfig(path="/a/disk", rate_limit=limit))
+        async with guest.attached(device):
+            start = trio.current_time()
+            assert await ask(guest) == S_OK
+            assert (await guest.read(0, 1)).status == S_OK
+            return trio.current_time() - start
+
+    elapsed = trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.01))
+    assert seconds - 0.2 < elapsed < seconds + 0.2
 
 
 # --- lifespan --------------------------------------------------------------------------------

@@ -263,6 +263,28 @@ def test_each_segment_is_within_the_disk_and_has_known_flags(
     assert pair == (outcome if isinstance(outcome, int) else [Segment(0, 512, False), *outcome])
 
 
+def test_the_ranges_that_were_judged_are_those_that_are_served() -> None:
+    """Row 39: a driver that writes others over them changes nothing any more."""
+    made = request(T_WRITE_ZEROES, 0, pack_segments((1, 2, 0)))
+    judge(made, size=DISK, read_only=False, features=BOTH)
+    for view in made.data:
+        view[:] = b"\xff" * len(view)
+    assert (made.status, made.segments) == (PENDING, [Segment(512, 1024, False)])
+
+
+def test_what_a_request_counts_for_is_what_it_makes_the_host_do() -> None:
+    weights = {}
+    for type_ in (T_OUT, T_DISCARD, T_WRITE_ZEROES):
+        made = request(type_, 0, pack_segments((0, 10, 0), (20, 1, 0)))
+        judge(made, size=DISK, read_only=False, features=BOTH)
+        weights[type_] = made.weight
+    assert weights == {
+        T_OUT: 32,
+        T_DISCARD: 32 + 2 * limits.DISCARD_WEIGHT,
+        T_WRITE_ZEROES: 32 + 11 * 512,
+    }
+
+
 def test_a_segment_may_not_be_longer_than_offered_on_a_disk_that_is() -> None:
     """Row 39."""
     most = limits.MAX_SEGMENT_SECTORS

@@ -22,7 +22,7 @@ from microvm_devices.blk.layout import (
     T_OUT,
     T_WRITE_ZEROES,
 )
-from microvm_devices.blk.request import PENDING, Request, read_segments
+from microvm_devices.blk.request import PENDING, Request
 
 if TYPE_CHECKING:
     from microvm_devices.blk.disk import Disk, FlushLatch
@@ -139,11 +139,7 @@ class Executor:
                     disk.write(views, offset, length)
                 request.status = S_OK
                 return
-            segments = read_segments(request, size=disk.size)
-            if isinstance(segments, int):
-                request.status = segments
-                return
-            for segment in segments:
+            for segment in request.segments:
                 for offset, length in _steps(segment.offset, segment.length, ends):
                     if request.type == T_DISCARD:
                         disk.discard(offset, length)

@@ -22,6 +22,8 @@ PIECE_BYTES: Final = 32 * 1024 * 1024
 """What one system call moves at most. Between two, it is seen whether the run is to end."""
 ZEROES_PIECE_BYTES: Final = 64 * 1024 * 1024
 """The same where zeros are written or space is given back."""
+DISCARD_WEIGHT: Final = 4096
+"""Bytes that a range counts for under a rate limit when it is discarded, however large it is."""
 MAX_SEGMENTS: Final = 16
 """Segments of one DISCARD or WRITE_ZEROES."""
 MAX_SEGMENT_SECTORS: Final = 1 << 21

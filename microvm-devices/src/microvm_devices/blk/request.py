@@ -2,8 +2,8 @@
 
 A request is a header of 16 readable bytes and its data, readable or writable, and then one
 writable byte for the status: the chain's last, wherever the driver has cut its buffers (2.7.4.1
-Message Framing). Its data are views of guest memory and are never copied here; the header is,
-once, and only the copy is used.
+Message Framing). Its data are views of guest memory and are never copied here; the header is, and
+the ranges of a DISCARD or WRITE_ZEROES, once each, and only the copies are used.
 
 What a request asks for is judged here too, so that whoever executes one has nothing to check: it
 lies within the disk, and is of a kind that this disk has. Numbers are Python integers, and no sum
@@ -80,6 +80,19 @@ class Request:
     """Bytes of `data` that hold what the driver asked for, from the first on."""
     unused: int = 0
     """Writable bytes before the status that this type of request has no use for."""
+    segments: Sequence[Segment] = ()
+    """The ranges of a DISCARD or WRITE_ZEROES that can be served; put here by `judge`."""
+
+    @property
+    def weight(self) -> int:
+        """The bytes for which it counts under a rate limit.
+
+        Zeros count like any other data that is written: where the file system has no better way,
+        they are written. Space that is given back costs the host a change of its own tables.
+        """
+        if self.type == T_WRITE_ZEROES:
+            return self.length + sum(segment.length for segment in self.segments)
+        return self.length + len(self.segments) * limits.DISCARD_WEIGHT
 
     def finish(self) -> int:
         """Write the status, and say how many bytes of the chain were written.
@@ -163,6 +176,12 @@ def judge(request: Request, *, size: int, read_only: bool, features: int) -> Non
             request.status = S_UNSUPP
         elif rest or not 0 < count <= limits.MAX_SEGMENTS:
             request.status = S_IOERR
+        else:
+            segments = read_segments(request, size=size)
+            if isinstance(segments, int):
+                request.status = segments
+            else:
+                request.segments = segments
     else:
         request.status = S_UNSUPP
 
@@ -178,11 +197,11 @@ class Segment:
 
 
 def read_segments(request: Request, *, size: int) -> list[Segment] | int:
-    """The ranges of a DISCARD or WRITE_ZEROES that `judge` found to be possible.
+    """Copy the ranges of a DISCARD or WRITE_ZEROES; there are no more of them than offered.
 
     Returns:
         All of them, each within the disk; or the status with which the request ends, if one of
-        them can't be served (5.2.6.2), and nothing has been done.
+        them can't be served (5.2.6.2).
     """
     table = b"".join(request.data)
     segments: list[Segment] = []

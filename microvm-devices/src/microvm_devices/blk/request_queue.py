@@ -122,7 +122,7 @@ class RequestQueue:
                 batch.append(request)
                 room -= request.length + limits.REQUEST_COST
                 if limited:
-                    limiter.take(trio.current_time(), bytes=request.length)
+                    limiter.take(trio.current_time(), bytes=request.weight)
         except GuestError as error:
             self._broken = error
         return batch, room
