@@ -25,6 +25,8 @@ from tools import pythons, system
 ROOT = Path(__file__).parent
 DISTRIBUTIONS = ("microvm-core", "microvm-devices", "microvm-guest", "microvm-kvm", "microvm-qemu")
 SOURCES = tuple(f"{name}/src" for name in DISTRIBUTIONS)
+DEVICE_EXAMPLE = "microvm-dice"
+"""A stranger's device, which a guest uses as it is found where it is installed."""
 ABI = "microvm-kvm/src/microvm_kvm/_abi/build.py"
 TEST_TOOLS = (
     "pytest>=8.3",
@@ -190,7 +192,7 @@ def guest(session: nox.Session) -> None:
     """
     system.require(session, system.RUN, system.IMAGE)
     session.install(*TEST_TOOLS)
-    _install_ours(session, *DISTRIBUTIONS)
+    _install_ours(session, *DISTRIBUTIONS, DEVICE_EXAMPLE)
     session.run("microvm", "image", "build")
     session.run(*GUEST_DISKS)
     _pytest(session, "-m", GUEST_TESTS)
@@ -261,6 +263,7 @@ def _debian_guest(session: nox.Session) -> dict[str, str]:
 def lab(session: nox.Session) -> None:
     """What needs a KVM that boots Linux, in a machine that has one in software."""
     _lab_ready(session)
+    _install_ours(session, DEVICE_EXAMPLE)
     session.run(*GUEST_DISKS)
     session.install(*TEST_TOOLS)
     env = _debian_guest(session)
@@ -282,7 +285,7 @@ def kvm(session: nox.Session) -> None:
     """What needs /dev/kvm, on this machine's own; what boots Linux says so where it can't."""
     system.require(session, system.RUN, system.IMAGE)
     session.install(*TEST_TOOLS)
-    _install_ours(session, *DISTRIBUTIONS)
+    _install_ours(session, *DISTRIBUTIONS, DEVICE_EXAMPLE)
     _pytest(session, "-m", "kvm", "microvm-kvm/tests")
     session.run("microvm", "image", "build")
     session.run(*GUEST_DISKS)

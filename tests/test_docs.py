@@ -166,10 +166,12 @@ def tutorial(tmp_path: Path) -> Path:
 
 def test_the_plugins_of_the_tutorial_pass_their_tests(tutorial: Path) -> None:
     (tutorial / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    folders = [tutorial / name for name in ("microvm-dice", "microvm-demo")]
+    path = os.pathsep.join(str(folder / "src") for folder in folders)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *folders],
         cwd=tutorial,
-        env={**os.environ, "PYTHONPATH": str(tutorial / "src"), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         timeout=120,
@@ -178,25 +180,43 @@ def test_the_plugins_of_the_tutorial_pass_their_tests(tutorial: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_whole_device_is_under_a_hundred_lines(tutorial: Path) -> None:
-    names = (
-        "pyproject.toml",
-        *(f"src/microvm_demo/ones/{name}.py" for name in ("plugin", "device")),
-    )
-    files = [tutorial / name for name in (*names, "tests/test_contract.py")]
+EXAMPLE = ROOT / "docs" / "examples" / "microvm-dice"
+
+
+def test_the_tutorials_device_is_the_example_to_the_byte(tutorial: Path) -> None:
+    told = {
+        str(path.relative_to(tutorial / EXAMPLE.name)): path.read_bytes()
+        for path in (tutorial / EXAMPLE.name).rglob("*")
+        if path.is_file()
+    }
+    there = {
+        str(path.relative_to(EXAMPLE)): path.read_bytes()
+        for path in EXAMPLE.rglob("*")
+        if path.suffix in (".py", ".toml")
+    }
+    marker = there.pop("src/microvm_dice/__init__.py")
+    assert told == there
+    assert len(marker.splitlines()) == 1
+
+
+def test_a_whole_device_is_under_a_hundred_lines() -> None:
+    """From an empty folder to what is published: all that is needed, and its contract."""
+    package = list(EXAMPLE.glob("src/microvm_dice/*.py"))
+    assert len(package) == 3
+    files = [EXAMPLE / "pyproject.toml", *package, EXAMPLE / "tests" / "test_contract.py"]
     assert sum(len(path.read_text().splitlines()) for path in files) < 100
 
 
 def test_the_tutorials_entry_points_lead_to_its_plugins(tutorial: Path) -> None:
-    project = tomllib.loads((tutorial / "pyproject.toml").read_text())["project"]
-    found = {
-        module: (tutorial / "src" / module.replace(".", "/")).with_suffix(".py")
-        for entries in project["entry-points"].values()
+    found = [
+        (path.parent / "src" / module.replace(".", "/")).with_suffix(".py")
+        for path in tutorial.glob("*/pyproject.toml")
+        for entries in tomllib.loads(path.read_text())["project"]["entry-points"].values()
         for module in entries.values()
-    }
+    ]
     assert len(found) == 4
-    for path in found.values():
-        assert "@hookimpl" in path.read_text()
+    for plugin in found:
+        assert "@hookimpl" in plugin.read_text()
 
 
 # --- README.md ---------------------------------------------------------------------------------

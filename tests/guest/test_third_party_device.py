@@ -1,9 +1,8 @@
-"""A device of somebody else's in a real guest: the example in docs/examples/microvm-dice."""
+"""A device of somebody else's in a real guest: docs/examples/microvm-dice, as it is installed."""
 
 import logging
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,13 +14,12 @@ import microvm_kvm.plugin
 import microvm_qemu.plugin
 from microvm import ConfigError, DeviceConfig, GuestError, Machine, MachineConfig
 from microvm.abc import Activation, VirtioDevice
-from microvm.plugins import DeviceFactory, PluginManager
+from microvm.plugins import DeviceFactory, PluginManager, installed_plugins
 from microvm.testing.plugins import plugin_manager
 from microvm.virtio.ids import DeviceType
 
 pytestmark = [pytest.mark.linux_guest, pytest.mark.usefixtures("leaves_nothing")]
 
-EXAMPLE = Path(__file__).parents[2] / "docs/examples/microvm-dice/src"
 OURS = {
     "backend/kvm": microvm_kvm.plugin,
     "backend/qemu": microvm_qemu.plugin,
@@ -33,30 +31,30 @@ REQUEST_BYTES = 64
 """What Linux's virtio-rng asks for at a time, whoever reads: SMP_CACHE_BYTES."""
 
 
-def plugins_with(*factories: DeviceFactory, **devices: object) -> PluginManager:
+def plugins_with(*factories: DeviceFactory) -> PluginManager:
     """What is ours, and these."""
-    given = {f"device/{name}": plugin for name, plugin in devices.items()}
-    return plugin_manager(*factories, plugins={**OURS, **given})
+    return plugin_manager(*factories, plugins=OURS)
 
 
 @pytest.fixture
-def dice(monkeypatch: pytest.MonkeyPatch) -> PluginManager:
-    monkeypatch.syspath_prepend(str(EXAMPLE))
-    import microvm_dice.plugin
-
-    return plugins_with(dice=microvm_dice.plugin)
+def dice() -> DeviceConfig:
+    """The example, as anybody has it who has installed it: by its entry point alone."""
+    found = [record for record in installed_plugins().discover() if record.key == "device/dice"]
+    assert [record.dist for record in found] == ["microvm-dice"], (
+        "It is not installed here: pip install --no-deps ./docs/examples/microvm-dice"
+    )
+    return DeviceConfig(name="dice", options={"seed": SEED})
 
 
 def machine_with(*devices: DeviceConfig) -> MachineConfig:
     return MachineConfig(mem_size_mib=64, devices=devices)
 
 
-DICE = DeviceConfig(name="dice", options={"seed": SEED})
 READ = ["dd", "if=/dev/hwrng", f"bs={REQUEST_BYTES}", "count=64"]
 
 
-async def test_a_guest_reads_what_a_strangers_device_hands_out(dice: PluginManager) -> None:
-    async with Machine(machine_with(DICE), plugins=dice) as machine:
+async def test_a_guest_reads_what_a_strangers_device_hands_out(dice: DeviceConfig) -> None:
+    async with Machine(machine_with(dice)) as machine:
         read = (await machine.run(READ, check=True)).stdout
     assert len(read) == 64 * REQUEST_BYTES
     # The kernel takes from the device for itself too, so what a reader gets may have gaps.
@@ -67,7 +65,7 @@ async def test_a_guest_reads_what_a_strangers_device_hands_out(dice: PluginManag
 
 
 async def test_a_driver_that_is_bound_anew_finds_a_device_that_begins_anew(
-    dice: PluginManager,
+    dice: DeviceConfig,
 ) -> None:
     rebind = """
         cd /sys/bus/virtio/drivers/virtio_rng && for device in virtio*; do
@@ -75,17 +73,17 @@ async def test_a_driver_that_is_bound_anew_finds_a_device_that_begins_anew(
         done
     """
     first = random.Random(SEED).randbytes(1 << 16)
-    async with Machine(machine_with(DICE), plugins=dice) as machine:
+    async with Machine(machine_with(dice)) as machine:
         for _ in range(10):
             await machine.run(["sh", "-c", rebind], check=True)
             read = (await machine.run(READ, check=True)).stdout
             assert read[:REQUEST_BYTES] in first
 
 
-async def test_every_wrong_option_is_told_before_anything_starts(dice: PluginManager) -> None:
-    wrong = DeviceConfig(name="dice", options={"seed": "six", "sides": 6})
+async def test_every_wrong_option_is_told_before_anything_starts(dice: DeviceConfig) -> None:
+    wrong = DeviceConfig(name=dice.name, options={"seed": "six", "sides": 6})
     with pytest.raises(ConfigError) as caught:
-        async with Machine(machine_with(wrong), plugins=dice):
+        async with Machine(machine_with(wrong)):
             pytest.fail("it started")
     assert {problem.where for problem in caught.value.problems} == {
         "devices[0].seed",
