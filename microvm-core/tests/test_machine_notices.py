@@ -11,6 +11,7 @@ import trio.testing
 from microvm import BootSource, Capability, Machine, MachineConfig, OutcomeReason
 from microvm.abc import Guest
 from microvm.errors import ConfigError, GuestError, GuestGone
+from microvm.host_clocks import ClockJump
 from microvm.outcome import MachineOutcome
 from microvm.testing.boot_files import tiny_kernel
 from microvm.testing.host_clocks import SimulatedClocks
@@ -44,6 +45,7 @@ class TellingLink(ScriptedLink):
     def __init__(self) -> None:
         super().__init__()
         self.told: list[str] = []
+        self.jumps: list[ClockJump] = []
         self.news = trio.Event()
         self.fails = False
         self.hangs = False
@@ -59,7 +61,8 @@ class TellingLink(ScriptedLink):
     async def pausing(self) -> None:
         await self._hear("pausing")
 
-    async def clock_changed(self) -> None:
+    async def clock_changed(self, jump: ClockJump) -> None:
+        self.jumps.append(jump)
         await self._hear("clock changed")
 
 
@@ -142,6 +145,9 @@ async def test_every_provisioner_is_told_that_the_host_has_slept(tmp_path):
         rig.clocks.set_wall(60)
         await rig.link.news.wait()
     assert rig.link.told == rig.other.told == ["clock changed"] * 3
+    assert [round(jump.slept_s) for jump in rig.link.jumps] == [600, 600, 0]
+    assert [round(jump.set_by_s) for jump in rig.link.jumps] == [0, 0, 60]
+    assert rig.link.jumps[2].slept_s == 0, "nothing has stood"
 
 
 async def test_a_guest_that_is_paused_hears_of_the_sleep_when_it_goes_on(tmp_path):
@@ -154,6 +160,21 @@ async def test_a_guest_that_is_paused_hears_of_the_sleep_when_it_goes_on(tmp_pat
         assert rig.link.told == ["pausing"]
         await machine.resume()
         assert rig.link.told == ["pausing", "clock changed"]
+    assert rig.link.jumps[0].slept_s == pytest.approx(600, abs=30)
+
+
+async def test_a_pause_is_told_with_its_length_and_with_a_clock_that_was_set_meanwhile(tmp_path):
+    rig = Rig(tmp_path)
+    async with rig.machine as machine:
+        await rig.ready()
+        for set_by in (0, -3600):
+            await machine.pause()
+            await trio.sleep(0.1)
+            rig.clocks.set_wall(set_by)
+            await trio.testing.wait_all_tasks_blocked()
+            await machine.resume()
+    assert all(0.1 <= jump.slept_s < 30 for jump in rig.link.jumps)
+    assert [round(jump.set_by_s) for jump in rig.link.jumps] == [0, -3600]
 
 
 async def test_a_provisioner_that_fails_keeps_nobody_else_from_hearing(tmp_path, caplog):

@@ -14,7 +14,7 @@ import trio
 
 if TYPE_CHECKING:
     from microvm.abc import GuestLink
-    from microvm.host_clocks import HostClocks
+    from microvm.host_clocks import ClockJump, ClockReading, HostClocks
 
 log = logging.getLogger("microvm")
 
@@ -37,16 +37,21 @@ class LinkNotices:
 
     def __init__(self, clocks: HostClocks | None) -> None:
         self._clocks = clocks
+        self._paused_at: ClockReading | None = None
         self.links: list[GuestLink] = []
         """Filled in when the machine has them."""
 
     async def pausing(self) -> None:
         """The guest's CPUs are about to be stopped."""
         await self._tell(lambda link: link.pausing(), NOTICE_WITHIN_S)
+        self._paused_at = self._read()
 
     async def resumed(self) -> None:
         """They go on."""
-        await self._tell(lambda link: link.clock_changed(), NOTICE_WITHIN_S)
+        from microvm.host_clocks import ClockJump
+
+        now = self._read()
+        await self._tell_jump(ClockJump.of_pause(self._paused_at or now, now), NOTICE_WITHIN_S)
 
     async def watch_clocks(self, is_paused: Callable[[], bool]) -> None:
         """Tell them when the host has slept, or its clock was set; to be started with the guest.
@@ -68,9 +73,17 @@ class LinkNotices:
                     jump.set_by_s,
                 )
                 if not is_paused():
-                    await self._tell(lambda link: link.clock_changed(), JUMP_WITHIN_S)
+                    await self._tell_jump(jump, JUMP_WITHIN_S)
         finally:
             clocks.close()
+
+    def _read(self) -> ClockReading:
+        from microvm.host_clocks import read_clocks
+
+        return self._clocks.read() if self._clocks is not None else read_clocks()
+
+    async def _tell_jump(self, jump: ClockJump, bound_s: float) -> None:
+        await self._tell(lambda link: link.clock_changed(jump), bound_s)
 
     async def _tell(self, say: Callable[[GuestLink], Awaitable[None]], bound_s: float) -> None:
         async def tell(link: GuestLink) -> None:

@@ -8,7 +8,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microvm.host_clocks import ClockReading, JumpDetector, JumpWatch, SystemClocks
+from microvm.host_clocks import ClockJump, ClockReading, JumpDetector, JumpWatch, SystemClocks
 from microvm.host_clocks.jumps import SMALLEST_S
 from microvm.host_clocks.timer import open_jump_timer
 from microvm.testing.host_clocks import SimulatedClocks
@@ -52,6 +52,14 @@ def test_small_ones_add_up_to_one_worth_telling_of():
         reading = after(reading, awake=1.0, set_by=0.3 * SMALLEST_S)
         jumps.append(detector.observe(reading))
     assert [jump is not None for jump in jumps] == [False, False, False, True, False]
+
+
+@pytest.mark.parametrize("asleep", [0.0, 3600.0])
+@pytest.mark.parametrize("set_by", [0.0, -7.0])
+def test_a_guest_that_was_paused_stood_still_for_all_of_it_asleep_or_not(asleep, set_by):
+    jump = ClockJump.of_pause(FIRST, after(FIRST, awake=2.0, asleep=asleep, set_by=set_by))
+    assert isclose(jump.slept_s, 2.0 + asleep, abs_tol=1e-6)
+    assert isclose(jump.set_by_s, set_by, abs_tol=1e-6)
 
 
 @given(

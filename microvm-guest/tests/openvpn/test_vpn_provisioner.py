@@ -8,6 +8,7 @@ import pytest
 from microvm import DriveConfig, MachineConfig
 from microvm.abc import RunResult
 from microvm.errors import GuestError
+from microvm.host_clocks import ClockJump
 from microvm.plugins import ProvisionerFactory
 from microvm.testing.channels import MemoryChannels
 from microvm.timeline import BootTimeline
@@ -99,15 +100,16 @@ async def test_the_way_is_opened_by_family_with_the_tunnels_names_and_shut_with_
 
 async def test_a_clock_change_is_for_whoever_runs_a_tunnel() -> None:
     told = []
+    jump = ClockJump(slept_s=60.0, set_by_s=0.0)
 
-    async def tell() -> None:
-        told.append(True)
+    async def tell(jump: ClockJump) -> None:
+        told.append(jump)
 
     async with link_on(Router()) as link:
-        await link.clock_changed()
+        await link.clock_changed(jump)
         link.on_clock_change = tell
-        await link.clock_changed()
-    assert told == [True]
+        await link.clock_changed(jump)
+    assert told == [jump]
 
 
 def test_name_servers_are_addresses_and_few() -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from microvm.outbound import OutboundPolicy
     from microvm.timeline import BootTimeline
 
+    from microvm.host_clocks import ClockJump
 
 @attrs.frozen(kw_only=True)
 class RunResult:
@@ -322,10 +323,16 @@ class GuestLink(ABC):
         An error is logged, and keeps nobody from the pause.
         """
 
-    async def clock_changed(self) -> None:  # noqa: B027 - optional
+    async def clock_changed(self, jump: ClockJump) -> None:  # noqa: B027 - optional
         """Make up for time that the guest has lost, and for what that broke.
 
-        Called on every link at once, after the machine was resumed and after the host has slept:
-        the guest's clocks have stood still, and whoever it was connected to may be gone. It may
-        be cancelled when it takes long. Optional. An error is logged.
+        Called on every link at once, after the machine was resumed, after the host has slept, and
+        after its time was set. It may be cancelled when it takes long. Optional. An error is
+        logged.
+
+        Args:
+            jump: How long the guest stood still (`slept_s`), and by how much the host's time was
+                set (`set_by_s`). The guest's wall clock is wrong by the sum. Whoever the guest was
+                connected to may be gone only if it stood still, and for long: a set clock
+                (`slept_s` is 0) or a pause of a moment breaks no connection.
         """

@@ -6,6 +6,14 @@ A guest's clocks stand while the host sleeps, so whoever keeps one is told when 
 from __future__ import annotations
 
 from microvm.host_clocks.jumps import ClockJump, ClockReading, JumpDetector
-from microvm.host_clocks.system import HostClocks, JumpWatch, SystemClocks
+from microvm.host_clocks.system import HostClocks, JumpWatch, SystemClocks, read_clocks
 
-__all__ = ["ClockJump", "ClockReading", "HostClocks", "JumpDetector", "JumpWatch", "SystemClocks"]
+__all__ = [
+    "ClockJump",
+    "ClockReading",
+    "HostClocks",
+    "JumpDetector",
+    "JumpWatch",
+    "SystemClocks",
+    "read_clocks",
+]

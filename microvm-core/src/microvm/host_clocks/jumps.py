@@ -28,12 +28,19 @@ class ClockReading:
 
 @attrs.frozen(kw_only=True)
 class ClockJump:
-    """What has happened to the host's clocks since they were read last."""
+    """What a guest's clocks have missed: the host slept, its time was set, the guest was paused."""
 
     slept_s: float
-    """How long the host slept; 0 if it did not."""
+    """How long the guest stood still, because its host slept or it was paused; 0 if it did not."""
     set_by_s: float
-    """By how much its wall clock was set; negative: back."""
+    """By how much the host's wall clock was set; negative: back."""
+
+    @classmethod
+    def of_pause(cls, before: ClockReading, after: ClockReading) -> ClockJump:
+        """Of a guest that stood still between these two; a sleep of the host's counts with it."""
+        stood = after.boot - before.boot
+        set_by = (after.wall - before.wall) - stood
+        return cls(slept_s=stood, set_by_s=set_by if abs(set_by) >= SMALLEST_S else 0.0)
 
 
 class JumpDetector:

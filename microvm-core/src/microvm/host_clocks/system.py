@@ -47,6 +47,15 @@ class HostClocks(ABC):
         """Nobody waits any more, or will."""
 
 
+def read_clocks() -> ClockReading:
+    """This system's clocks, now."""
+    return ClockReading(
+        running=time.clock_gettime(_RUNNING),
+        boot=time.clock_gettime(_BOOT),
+        wall=time.time(),
+    )
+
+
 class JumpWatch:
     """The jumps of a host's clocks, from now on, one after the other."""
 
@@ -70,11 +79,7 @@ class SystemClocks(HostClocks):
 
     def read(self) -> ClockReading:
         """All of them, now."""
-        return ClockReading(
-            running=time.clock_gettime(_RUNNING),
-            boot=time.clock_gettime(_BOOT),
-            wall=time.time(),
-        )
+        return read_clocks()
 
     async def wait_for_a_look(self) -> None:
         """Return when they may have jumped."""

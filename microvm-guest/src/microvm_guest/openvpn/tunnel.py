@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from microvm import Machine
     from microvm.abc import Guest, GuestProcess
+    from microvm.host_clocks import ClockJump
 
 log = logging.getLogger("microvm.vpn")
 
@@ -52,6 +53,9 @@ OUTBOUND_PORT: Final = 1082
 TERM_WITHIN_S: Final = 3.0
 """For the daemon to say goodbye to its server."""
 RETRY_NAME_S: Final = 5.0
+GIVEN_UP_AFTER_S: Final = 5.0
+"""Of standing still. A network forgets those it does not hear from after half a minute or more,
+a server after a few of its pings; whoever stood for less is still known, and goes on."""
 BREATH_S: Final = 0.05
 """Between the daemon's question for a server and our looking for it: it may ask without end."""
 RECEIVE: Final = 32 * 1024
@@ -482,8 +486,10 @@ class _Run:
                 continue
             self._do(self._session.way_is_open(time.time()))
 
-    async def _clock_changed(self) -> None:
+    async def _clock_changed(self, jump: ClockJump) -> None:
         """The guest stood still: connect anew, without waiting for a timeout to find out."""
+        if jump.slept_s < GIVEN_UP_AFTER_S:
+            return
         if self._holding:
             self._hurry.set()
         elif self._session.status.state not in (*ENDED, VpnState.EXITING):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import trio
     from trio.abc import HalfCloseableStream, Listener
 
+    from microvm.host_clocks import ClockJump
     from microvm.timeline import BootTimeline
     from microvm_guest.client import AgentClient
 
@@ -116,7 +117,7 @@ class AgentLink(GuestLink):
         if self._client is not None:
             await self._client.prepare_pause()
 
-    async def clock_changed(self) -> None:
+    async def clock_changed(self, jump: ClockJump) -> None:
         """Set the guest's clock right; see `GuestLink.clock_changed`."""
         if self._client is not None:
             await self._client.catch_up_clock()

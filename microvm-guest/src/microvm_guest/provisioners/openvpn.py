@@ -19,6 +19,7 @@ from microvm_guest.openvpn.effective import RUN_DIR
 
 if TYPE_CHECKING:
     from microvm.abc import Guest, GuestChannels
+    from microvm.host_clocks import ClockJump
     from microvm.timeline import BootTimeline
 
 MEM_SIZE_MIB: Final = 64
@@ -76,7 +77,7 @@ class OpenVpnLink(GuestLink):
 
     def __init__(self, channels: GuestChannels) -> None:
         self.channels = channels
-        self.on_clock_change: Callable[[], Awaitable[None]] | None = None
+        self.on_clock_change: Callable[[ClockJump], Awaitable[None]] | None = None
         """Set by the tunnel while it runs."""
         self._guest: Guest | None = None
 
@@ -96,10 +97,10 @@ class OpenVpnLink(GuestLink):
         await guest.run(["busybox", "mkdir", "-p", "-m", "0700", RUN_DIR], check=True)
         await guest.socks5_handler()
 
-    async def clock_changed(self) -> None:
-        """The guest has stood still: whoever the tunnel was with may have given it up."""
+    async def clock_changed(self, jump: ClockJump) -> None:
+        """The guest may have stood still: whoever the tunnel was with may have given it up."""
         if self.on_clock_change is not None:
-            await self.on_clock_change()
+            await self.on_clock_change(jump)
 
     async def open_way(self, dns: Sequence[str], *, ipv6: bool) -> None:
         """The tunnel is up: let the SOCKS5 server out by it, names included.
