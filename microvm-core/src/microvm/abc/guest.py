@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from microvm.config import BootSource, DriveConfig, MachineConfig
     from microvm.forwards.addresses import TcpAddress, UnixAddress
     from microvm.forwards.forward import Handle
+    from microvm.host_clocks import ClockJump
     from microvm.outbound import OutboundPolicy
     from microvm.timeline import BootTimeline
 
-    from microvm.host_clocks import ClockJump
 
 @attrs.frozen(kw_only=True)
 class RunResult:
