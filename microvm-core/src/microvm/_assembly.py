@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
+from microvm._needs import need_problems, root_of
 from microvm.abc import (
     AttachedDevice,
     Capability,
@@ -97,6 +98,10 @@ class _Problems:
             error = ConfigError("The machine can't be built as described:", problems=[problem])
             self._found.append((problem.where, error))
 
+    def told_of(self, where: str) -> bool:
+        """Whether there is one of that place already."""
+        return any(place == where for place, _ in self._found)
+
     def raise_any(self) -> None:
         """One error comes out as itself, with its own type; several as one `ConfigError`."""
         if len(self._found) == 1:
@@ -135,7 +140,8 @@ def assemble(config: MachineConfig, plugins: PluginManager, timeline: BootTimeli
     factory, choice = choose_backend(config, plugins)
     timeline.mark("backend")
     problems = _Problems()
-    provisioners = _make_provisioners(config, plugins, problems)
+    by_name = _make_provisioners(config, plugins, problems)
+    provisioners = tuple(by_name.values())
     config = _with_drives(config, provisioners, problems)
     problems.add(_capability_problems(config, factory))
     platform = problems.attempt("backend_options", lambda: _platform(factory, config, plugins))
@@ -145,6 +151,10 @@ def assemble(config: MachineConfig, plugins: PluginManager, timeline: BootTimeli
         problems.add(_isolation_problems(config, choice, plugins))
     timeline.mark("plugins")
     boot = _boot_source(config, provisioners, problems)
+    # A disk that was not found would have been the root, perhaps.
+    root = None if boot is None or problems.told_of("drives") else root_of(config, boot)
+    needs = partial(need_problems, by_name, config, factory, boot, root)
+    problems.add(problems.attempt("provisioners", needs) or ())
     problems.add(plugins.check_config(config, choice.name))
     problems.raise_any()
     # From here each step has a value, or raise_any would have raised.
@@ -392,13 +402,13 @@ def _make_device(
 
 def _make_provisioners(
     config: MachineConfig, plugins: PluginManager, problems: _Problems
-) -> tuple[Provisioner, ...]:
-    made: list[Provisioner] = []
+) -> dict[str, Provisioner]:
+    made: dict[str, Provisioner] = {}
     for name in config.provisioners:
         factory = problems.attempt("provisioners", partial(plugins.load_provisioner, name))
         if factory is not None:
-            made.append(factory.create())
-    return tuple(made)
+            made[name] = factory.create()
+    return made
 
 
 def _with_drives(

@@ -32,6 +32,7 @@ from microvm.abc.files import CopyLimits, CopyReport, FileInfo, FileKind, GuestF
 from microvm.abc.guest import Guest, GuestLink, GuestProcess, Provisioner, RunResult, TtySize
 from microvm.abc.hypervisor import GuestDoorbell, Hypervisor, Vcpu, Vm
 from microvm.abc.jobs import GuestJob, JobOutput, JobStatus
+from microvm.abc.needs import ImageFacts, ProvisionerNeeds
 from microvm.abc.net import Frame, NetBackend, NetLink, NetLinks, Offload
 from microvm.abc.platform import AttachedDevice, HostedPlatform, MachinePlan, RunningMachine
 
@@ -57,6 +58,7 @@ __all__ = [
     "GuestProcess",
     "HostedPlatform",
     "Hypervisor",
+    "ImageFacts",
     "IrqLine",
     "JobOutput",
     "JobStatus",
@@ -67,6 +69,7 @@ __all__ = [
     "Offload",
     "ProbeReport",
     "Provisioner",
+    "ProvisionerNeeds",
     "RunResult",
     "RunningMachine",
     "TerminalDevice",

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from microvm.abc.jobs import DEFAULT_LOG_BYTES
+from microvm.abc.needs import ImageFacts, ProvisionerNeeds
 from microvm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import trio
     from trio.abc import HalfCloseableStream
 
@@ -264,6 +267,23 @@ def _cannot(what: str, remedy: str) -> ConfigError:
 
 class Provisioner(ABC):
     """Brings something into the guest and a way to use it. `agent` is the first of them."""
+
+    def needs(self, config: MachineConfig) -> ProvisionerNeeds:
+        """What it needs of other provisioners, image, kernel and backend; by default nothing.
+
+        Held against what is known before the boot; see `ImageFacts`. Quick, and from the
+        configuration alone; `drives` of all provisioners are in it already.
+        """
+        return ProvisionerNeeds()
+
+    def image_facts(self, path: Path) -> ImageFacts | None:
+        """What is on a kernel, an initrd or a disk of a kind that this provisioner makes. Optional.
+
+        Asked only for files that a provisioner of the machine needs something of. Quick, and on
+        the trio thread: from what was written down when it was made. Never a guess: None of files
+        that others made, or that may have changed since.
+        """
+        return None
 
     def boot_source(self, config: MachineConfig) -> BootSource | None:
         """The kernel and initrd this provisioner brings, when the user gave none.
