@@ -1,8 +1,8 @@
-"""From a `DeviceConfig`'s options to a device's own configuration."""
+"""From options, as users write them, to a device's or a net backend's own configuration."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 import attrs
@@ -25,16 +25,17 @@ def config_of(kind: type[C], device: str, options: Mapping[str, Any]) -> C:
         ConfigError: an option is unknown; or what `kind` raises.
     """
     known = [field.name for field in attrs.fields(kind)]  # type: ignore[arg-type]
-    unknown = sorted(options.keys() - set(known))
-    if unknown:
-        raise ConfigError(
-            f"The {device} device can't be used as given:",
-            problems=[
-                ConfigProblem(name, "is no option of it.", f"It knows {', '.join(known)}.")
-                for name in unknown
-            ],
-        )
+    refuse(device, unknown_options(options, known))
     return kind(**options)
+
+
+def unknown_options(options: Mapping[str, Any], known: Collection[str]) -> list[ConfigProblem]:
+    """A problem for each option that is not known, by name."""
+    remedy = f"It knows {', '.join(known)}." if known else "It has none."
+    return [
+        ConfigProblem(name, "is no option of it.", remedy)
+        for name in sorted(options.keys() - set(known))
+    ]
 
 
 def refuse(device: str, problems: list[ConfigProblem]) -> None:

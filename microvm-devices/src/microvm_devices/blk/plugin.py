@@ -21,16 +21,12 @@ def create(options: Mapping[str, Any]) -> VirtioDevice:
         ImageError: the file can't be a disk.
     """
     from microvm.config import ConfigProblem, DriveConfig
-    from microvm.errors import ConfigError
+    from microvm_devices.options import refuse, unknown_options
 
-    problems = [
-        ConfigProblem(name, "is no option of it.", f"It knows {', '.join(OPTIONS)}.")
-        for name in sorted(set(options) - set(OPTIONS))
-    ]
+    problems = unknown_options(options, OPTIONS)
     if "path" not in options:
         problems.append(ConfigProblem("path", "must name a raw image or a block device."))
-    if problems:
-        raise ConfigError("The blk device can't be used as given:", problems=problems)
+    refuse("blk", problems)
     config = DriveConfig(**options)
     from microvm_devices.blk.device import BlkDevice
     from microvm_devices.blk.raw_disk import check_drive, open_raw_disk

@@ -7,6 +7,7 @@ from typing import Any
 
 from microvm.config import ConfigProblem
 from microvm.errors import ConfigError
+from microvm_devices.options import unknown_options
 
 
 def check_names(what: str, options: Mapping[str, Any], known: Collection[str]) -> None:
@@ -15,14 +16,9 @@ def check_names(what: str, options: Mapping[str, Any], known: Collection[str]) -
     Raises:
         ConfigError: there are some; all of them.
     """
-    unknown = sorted(set(options) - set(known))
-    if not unknown:
-        return
-    remedy = f"It knows {', '.join(known)}." if known else "It has none."
-    raise ConfigError(
-        f"The net backend {what} can't be used as given:",
-        problems=[ConfigProblem(name, "is no option of it.", remedy) for name in unknown],
-    )
+    problems = unknown_options(options, known)
+    if problems:
+        raise ConfigError(f"The net backend {what} can't be used as given:", problems=problems)
 
 
 def wrong(what: str, name: str, problem: str, remedy: str | None = None) -> ConfigError:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import attrs
 
 from microvm.abc import NetBackend
-from microvm.config import ConfigProblem, NetConfig, RateLimit
+from microvm.config import NetConfig, RateLimit
 from microvm.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from microvm_devices.options import refuse, unknown_options
 
 OPTIONS: Final = tuple(field.name for field in attrs.fields(NetConfig) if field.name != "options")
 
@@ -42,7 +40,7 @@ def read_options(options: Mapping[str, Any]) -> tuple[NetBackend, NetSettings]:
     Raises:
         ConfigError: an option is unknown, or its value can't be used.
     """
-    _refuse_unknown(sorted(set(options) - set(OPTIONS)))
+    refuse("net", unknown_options(options, OPTIONS))
     backend = options.get("backend")
     if not isinstance(backend, NetBackend):
         raise ConfigError(
@@ -66,14 +64,3 @@ def random_mac() -> bytes:
     """An address of one station, locally administered (IEEE 802, 8.2.2)."""
     first, *rest = secrets.token_bytes(6)
     return bytes((first & 0xFC | 2, *rest))
-
-
-def _refuse_unknown(names: Sequence[str]) -> None:
-    if names:
-        raise ConfigError(
-            "The net device can't be used as given:",
-            problems=[
-                ConfigProblem(name, "is no option of it.", f"It knows {', '.join(OPTIONS)}.")
-                for name in names
-            ],
-        )

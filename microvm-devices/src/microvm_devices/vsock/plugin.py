@@ -10,8 +10,6 @@ from microvm.plugins import DeviceFactory, hookimpl
 if TYPE_CHECKING:
     from microvm.abc import VirtioDevice
 
-OPTIONS = ("guest_cid", "uds_path")
-
 
 def create(options: Mapping[str, Any]) -> VirtioDevice:
     """A `VsockDevice` with the options of `microvm.VsockConfig`.
@@ -19,19 +17,10 @@ def create(options: Mapping[str, Any]) -> VirtioDevice:
     Raises:
         ConfigError: an option is unknown, or its value can't be used.
     """
-    from microvm.config import ConfigProblem, VsockConfig
-    from microvm.errors import ConfigError
+    from microvm.config import VsockConfig
+    from microvm_devices.options import config_of
 
-    unknown = sorted(set(options) - set(OPTIONS))
-    if unknown:
-        raise ConfigError(
-            "The vsock device can't be used as given:",
-            problems=[
-                ConfigProblem(name, "is no option of it.", f"It knows {', '.join(OPTIONS)}.")
-                for name in unknown
-            ],
-        )
-    config = VsockConfig(**options)
+    config = config_of(VsockConfig, "vsock", options)
     from microvm_devices.vsock.device import VsockDevice
 
     return VsockDevice(config)
