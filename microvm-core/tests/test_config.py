@@ -11,6 +11,7 @@ from microvm.config import (
     NetConfig,
     RateLimit,
     VsockConfig,
+    byte_count,
 )
 from microvm.errors import ConfigError
 
@@ -122,7 +123,9 @@ def test_a_machine_tells_which_device_plugins_it_takes() -> None:
         ({"serial": "x" * 21}, "serial: must be 1 to 20"),
         ({"serial": "caf\u00e9"}, "serial: must be 1 to 20"),
         ({"serial": "a\nb"}, "serial: must be 1 to 20"),
-        ({"rate_limit": 10}, "rate_limit: must be a RateLimit or None"),
+        ({"rate_limit": True}, "rate_limit: must be a RateLimit or None"),
+        ({"rate_limit": "fast"}, "rate_limit: must be a RateLimit or None"),
+        ({"rate_limit": 0}, "bytes_per_s: must be a whole number from 1"),
     ],
 )
 def test_a_drive_that_can_not_be_is_refused(bad: dict[str, object], says: str) -> None:
@@ -146,12 +149,30 @@ def test_only_one_drive_is_the_root() -> None:
         ({"mac": "00:00:00:00:00:00"}, "mac: must be six bytes"),
         ({"mtu": 67}, "mtu: must be a whole number from 68 to 65535"),
         ({"queues": 17}, "queues: must be a whole number from 1 to 16"),
-        ({"tx_rate_limit": "1M"}, "tx_rate_limit: must be a RateLimit or None"),
+        ({"tx_rate_limit": "1T"}, "tx_rate_limit: must be a RateLimit or None"),
     ],
 )
 def test_a_net_that_can_not_be_is_refused(bad: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         NetConfig(**bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("value", "bytes_per_s"),
+    [(1000, 1000), ("1000", 1000), ("64K", 65536), ("10M", 10 << 20), ("1G", 1 << 30)],
+)
+def test_a_rate_limit_may_be_a_number_of_bytes_a_second(value: object, bytes_per_s: int) -> None:
+    limit = RateLimit(bytes_per_s=bytes_per_s)
+    assert DriveConfig(path="disk.img", rate_limit=value).rate_limit == limit
+    net = NetConfig(rx_rate_limit=value, tx_rate_limit=value)
+    assert (net.rx_rate_limit, net.tx_rate_limit) == (limit, limit)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "K", "1k", "-1", "1.5M", "1MB", " 1", "1\n", "\u0661", "9" * 17]
+)
+def test_other_texts_are_no_number_of_bytes(text: str) -> None:
+    assert byte_count(text) is None
 
 
 @pytest.mark.parametrize("bad", [{"bytes_per_s": 0}, {"ops_per_s": True}, {"burst_ops": 5}])

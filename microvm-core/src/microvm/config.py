@@ -40,6 +40,8 @@ MAX_NAME_CHARACTERS = 48
 _MAX_RATE = 1 << 50
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_CHARACTERS - 1}}}")
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
+_BYTE_COUNT = re.compile(r"([0-9]{1,16})([KMG]?)")
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 class Isolation(enum.StrEnum):
@@ -188,6 +190,25 @@ class RateLimit:
         checks.done()
 
 
+def byte_count(text: str) -> int | None:
+    """What ``65536``, ``64K``, ``10M`` or ``1G`` is in bytes, by powers of 1024; else None."""
+    match = _BYTE_COUNT.fullmatch(text)
+    return None if match is None else int(match[1]) * _UNITS[match[2]]
+
+
+def as_rate_limit(value: Any) -> Any:
+    """A number is bytes a second, and so is a text like ``10M``: a command line's way to say it.
+
+    A converter for a field of `attrs`. What can't be a `RateLimit` is left as it is, for the checks
+    to refuse.
+    """
+    if isinstance(value, str):
+        value = value if (count := byte_count(value)) is None else count
+    if isinstance(value, int) and not isinstance(value, bool):
+        return RateLimit(bytes_per_s=value)
+    return value
+
+
 @attrs.frozen(kw_only=True)
 class DriveConfig:
     """A disk of the guest: a file or a block device of the host, byte for byte (raw)."""
@@ -203,7 +224,8 @@ class DriveConfig:
     queues: int = 1
     serial: str | None = None
     """What the guest reads as the disk's serial number; at most 20 printable ASCII characters."""
-    rate_limit: RateLimit | None = None
+    rate_limit: RateLimit | None = attrs.field(default=None, converter=as_rate_limit)
+    """Also a number of bytes a second, as in every configuration that has one."""
 
     def __attrs_post_init__(self) -> None:
         checks = _Checks("The drive")
@@ -236,9 +258,9 @@ class NetConfig:
     """Pairs of a receive and a transmit queue."""
     capture: Path | None = attrs.field(default=None, converter=_path)
     """A file that every frame is written to, for Wireshark and its like (pcap)."""
-    rx_rate_limit: RateLimit | None = None
+    rx_rate_limit: RateLimit | None = attrs.field(default=None, converter=as_rate_limit)
     """Of what the guest receives."""
-    tx_rate_limit: RateLimit | None = None
+    tx_rate_limit: RateLimit | None = attrs.field(default=None, converter=as_rate_limit)
     """Of what the guest sends."""
 
     def __attrs_post_init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import attrs
 
-from microvm.config import ConfigProblem, RateLimit
+from microvm.config import ConfigProblem, RateLimit, as_rate_limit
 from microvm.errors import ConfigError
 from microvm_devices.options import config_of
 
@@ -18,13 +18,6 @@ DEFAULT_LIMIT: Final = RateLimit(
 """What no guest needs, and what a host does not feel: about a twentieth of a core."""
 
 
-def _rate_limit(value: Any) -> Any:
-    """A number is a command line's way to say it."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return RateLimit(bytes_per_s=value)
-    return value
-
-
 @attrs.frozen(kw_only=True)
 class RngConfig:
     """What the device gives, and how fast."""
@@ -32,8 +25,8 @@ class RngConfig:
     source: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
     """A character device of the host to read from, such as ``/dev/hwrng``; None: the host's own
     random numbers (getrandom)."""
-    rate_limit: RateLimit | None = attrs.field(default=DEFAULT_LIMIT, converter=_rate_limit)
-    """Also a number of bytes a second; None: as fast as the host can."""
+    rate_limit: RateLimit | None = attrs.field(default=DEFAULT_LIMIT, converter=as_rate_limit)
+    """Also a number of bytes a second, or a text like ``64K``; None: as fast as the host can."""
 
     def __attrs_post_init__(self) -> None:
         limit: object = self.rate_limit
