@@ -1,12 +1,14 @@
 """Pause and resume: of vCPUs and devices together, at any moment."""
 
 import random
+import threading
+from contextlib import contextmanager
 
 import pytest
 import trio
 
 from microvm import Machine, OutcomeReason
-from microvm.errors import GuestGone
+from microvm.errors import GuestGone, HypervisorCallError
 from microvm.exits import PioWrite
 from microvm.testing.hypervisor import Spin
 
@@ -84,6 +86,60 @@ async def test_a_pause_that_is_cancelled_is_none(machine_on) -> None:
         assert scope.cancelled_caught
         assert await counting.goes_on()
         assert machine.upper.running
+
+
+async def test_a_pause_that_is_cancelled_while_a_cpu_is_awaited_is_undone(machine_on) -> None:
+    counting, busy = CountingGuest(), threading.Event()
+
+    def slow_to_obey(vcpu):
+        busy.wait(WITHIN_S)  # the host's side of an exit, which no kick ends
+        while True:
+            yield PioWrite(0x80, 1, b"\0")
+
+    async with machine_on(counting.script, slow_to_obey, devices=[UPPER]) as machine:
+        await machine.upper.until("run")
+        with trio.move_on_after(0.05) as scope:
+            await machine.pause()
+        assert scope.cancelled_caught
+        assert await counting.goes_on()
+        assert machine.upper.running
+        busy.set()
+        await machine.pause()
+        assert not await counting.goes_on()
+
+
+async def test_a_pause_for_which_a_cpu_can_not_be_kicked_is_undone(machine_on) -> None:
+    first, second = CountingGuest(), CountingGuest()
+    async with machine_on(first.script, second.script) as machine:
+        vcpu = machine.hypervisor.vms[0].vcpus[1]
+        with unkickable(vcpu), pytest.raises(HypervisorCallError, match="pthread_kill"):
+            await machine.pause()
+        assert await first.goes_on()
+        assert await second.goes_on()
+
+
+async def test_a_resume_needs_no_kick(machine_on) -> None:
+    first, second = CountingGuest(), CountingGuest()
+    async with machine_on(first.script, second.script) as machine:
+        await machine.pause()
+        with unkickable(machine.hypervisor.vms[0].vcpus[0]):
+            await machine.resume()
+        assert await first.goes_on()
+        assert await second.goes_on()
+
+
+@contextmanager
+def unkickable(vcpu):
+    """The host has no signal left for it (RLIMIT_SIGPENDING)."""
+
+    def no_signal_left() -> None:
+        raise HypervisorCallError("pthread_kill", 11)
+
+    vcpu.kick = no_signal_left
+    try:
+        yield
+    finally:
+        del vcpu.kick
 
 
 async def test_a_pause_that_is_cancelled_while_devices_come_to_rest_can_be_resumed(

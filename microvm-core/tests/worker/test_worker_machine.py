@@ -8,6 +8,7 @@ import time
 import attrs
 import pytest
 import trio
+import trio.testing
 
 from microvm import (
     ConfigError,
@@ -219,6 +220,16 @@ async def test_streams_outlive_a_pause_and_the_platform_is_told_of_it(rig):
         await machine.pause()
         await said(machine, "paused True")
         await machine.resume()
+        await said(machine, "paused False")
+
+
+async def test_a_pause_that_is_cancelled_when_the_worker_has_done_it_is_undone(rig):
+    async with rig.machine() as machine:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(machine._started().pause)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        await said(machine, "paused True")
         await said(machine, "paused False")
 
 

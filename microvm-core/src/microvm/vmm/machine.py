@@ -60,15 +60,16 @@ class VmmMachine(RunningMachine):
         await self._ended.wait()
 
     async def pause(self) -> None:
-        """As `RunningMachine.pause`: first the vCPUs, then the devices. Cancelled, it is undone.
+        """As `RunningMachine.pause`: first the vCPUs, then the devices. All of it, or none.
 
         Raises:
             GuestGone: the machine has ended.
+            HypervisorCallError: a vCPU can't be kicked.
         """
         async with self._pausing:
             try:
                 await self._of_each(lambda thread, done: thread.pause(done))
-            except trio.Cancelled:
+            except BaseException:  # a nursery's: a cancellation comes in a group
                 if not self._paused:
                     self._let_go_on()
                 raise

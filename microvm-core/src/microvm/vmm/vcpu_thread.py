@@ -7,7 +7,7 @@ The thread moves through these states, and obeys commands between any two exits:
        +---------------+----------stop--------------+--> ended
 
 A command is a function of the vCPU, put into a queue; a kick makes the guest leave for it. A
-paused thread waits in that queue.
+thread that is held (created, or paused) waits in that queue and needs none.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ class VcpuThread:
         self._path = ExitPath(memory, ports, self.counts)
         self._owner = owner
         self._vcpu: Vcpu | None = None
+        self._clock: int | None = None
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         # These two are the thread's own:
         self._held = True
@@ -103,10 +104,14 @@ class VcpuThread:
 
     def go(self) -> None:
         """Let the guest run."""
-        self.command(self._release)
+        self._commands.put(self._release)
 
     def pause(self, paused: Callable[[], None]) -> None:
-        """Hold the guest; `paused` is called on the thread when it does."""
+        """Hold the guest; `paused` is called on the thread when it does.
+
+        Raises:
+            HypervisorCallError: it could not be kicked; the command waits for the next kick.
+        """
 
         def hold(vcpu: Vcpu) -> None:
             self._held = True
@@ -115,20 +120,24 @@ class VcpuThread:
         self.command(hold)
 
     def resume(self) -> None:
-        """Let a paused guest go on, its clock told that time has stood."""
+        """Let a paused guest go on, or one yet to be held; its clock is told that time stood."""
 
         def go_on(vcpu: Vcpu) -> None:
             vcpu.prepare_resume()
             self._held = False
 
-        self.command(go_on)
+        self._commands.put(go_on)
 
     def stop(self) -> None:
         """End the thread, whatever the guest does."""
         self.command(self._stop)
 
     def command(self, command: Command) -> None:
-        """Have the thread call `command` with its vCPU, between two exits."""
+        """Have the thread call `command` with its vCPU, between two exits.
+
+        Raises:
+            HypervisorCallError: it could not be kicked; the command waits for the next kick.
+        """
         self._commands.put(command)
         vcpu = self._vcpu
         if vcpu is not None:
@@ -141,12 +150,11 @@ class VcpuThread:
 
     def cpu_time_ns(self) -> int | None:
         """CPU time that thread and guest have used; None when the thread is not there."""
-        ident = self._thread.ident
-        if ident is None or not self._thread.is_alive():
+        if self._clock is None:
             return None
         try:
-            return time.clock_gettime_ns(time.pthread_getcpuclockid(ident))
-        except OSError:
+            return time.clock_gettime_ns(self._clock)
+        except OSError:  # it has ended
             return None
 
     # --- on the thread -----------------------------------------------------------------------
@@ -158,6 +166,9 @@ class VcpuThread:
         self._stopped = True
 
     def _live(self) -> None:
+        # Here, where the thread is there for certain: of one that has ended, asking is undefined
+        # (pthread_getcpuclockid(3)).
+        self._clock = time.pthread_getcpuclockid(threading.get_ident())
         try:
             vcpu = self._vm.create_vcpu(self.index)
         except BaseException as error:

@@ -95,6 +95,7 @@ class WorkerMachine(RunningMachine):
         self._stderr_read = trio.Event()
         self._tasks = trio.CancelScope(shield=True)
         self._asked_to_end = False
+        self._paused = False
         self._failure: WorkerProtocolError | None = None
         self._outcome: MachineOutcome | None = None
         self._ended = trio.Event()
@@ -115,9 +116,7 @@ class WorkerMachine(RunningMachine):
         """As `RunningMachine.kill`: by the worker, or with it when it does not answer."""
         self._asked_to_end = True
         if not self._ended.is_set():
-            number = next(self._numbers)
-            self._ignored.add(number)
-            self.tell("kill", id=number)
+            self._ask_for("kill")
         with trio.move_on_after(KILL_WITHIN_S):
             await self._ended.wait()
         if not self._ended.is_set():
@@ -129,7 +128,14 @@ class WorkerMachine(RunningMachine):
         Raises:
             GuestGone: the machine has ended.
         """
-        (await self.request("pause")).drop()
+        try:
+            (await self.request("pause")).drop()
+        except trio.Cancelled:
+            # Too late, perhaps: its answer may be under way.
+            if not self._paused:
+                self._ask_for("resume")
+            raise
+        self._paused = True
 
     async def resume(self) -> None:
         """As `RunningMachine.resume`.
@@ -138,6 +144,7 @@ class WorkerMachine(RunningMachine):
             GuestGone: the machine has ended.
         """
         (await self.request("resume")).drop()
+        self._paused = False
 
     async def press_power_button(self) -> None:
         """As `RunningMachine.press_power_button`.
@@ -245,6 +252,12 @@ class WorkerMachine(RunningMachine):
             raise answer.error
         assert answer.received is not None
         return answer.received
+
+    def _ask_for(self, what: str) -> None:
+        """Ask, and let nobody wait for the answer."""
+        number = next(self._numbers)
+        self._ignored.add(number)
+        self.tell(what, id=number)
 
     def tell(self, what: str, **arguments: Any) -> None:
         """Say something to the worker that it does not answer, or not to us."""
