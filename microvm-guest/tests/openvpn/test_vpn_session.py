@@ -201,6 +201,99 @@ def test_a_refusal_is_named_with_the_servers_words_whenever_it_comes() -> None:
         assert (s.ShutWay() in steps) == (one.status.connects == 1)
 
 
+REFUSED = m.VerificationFailed(realm="Auth")
+BY_TOKEN = state("RECONNECTING", "auth-failure (auth-token)")
+FOR_NOW = state("RECONNECTING", "auth-temp-failure (server temporary reject)")
+
+
+def test_a_token_that_is_refused_is_followed_by_the_password_and_is_no_failure() -> None:
+    """The server was restarted, say: its tokens' key was its own."""
+    one = session()
+    feed(one, *ATTEMPT[:4], m.AuthToken(), *ATTEMPT[4:])
+    one.way_is_open(2.0)
+    assert feed(one, REFUSED) == []
+    assert feed(one, BY_TOKEN) == [s.ShutWay(), s.Tell()]
+    assert (one.status.state, one.status.reason) == (S.RECONNECTING, None)
+    assert s.Send(b'password "Auth" "secret"\n') in feed(one, *ATTEMPT)
+    one.way_is_open(3.0)
+    assert one.status.state is S.CONNECTED
+    feed(one, REFUSED)
+    assert one.status.reason is R.AUTH_FAILED, "this time it was the password"
+
+
+def test_each_token_excuses_one_refusal() -> None:
+    one = connected()
+    feed(one, m.AuthToken(), REFUSED, BY_TOKEN, *ATTEMPT[:5], REFUSED)
+    assert (one.status.state, one.status.reason) == (S.FAILED, R.AUTH_FAILED)
+
+
+def test_a_token_refused_before_it_ever_was_up_is_no_failed_attempt() -> None:
+    one = session()
+    feed(one, *ATTEMPT[:4], m.AuthToken(), REFUSED, BY_TOKEN)
+    assert one.status.state is S.CONNECTING
+
+
+def test_a_token_is_no_excuse_for_a_keys_passphrase() -> None:
+    one = connected()
+    feed(one, m.AuthToken(), m.VerificationFailed(realm="Private Key"))
+    assert one.status.reason is R.KEY_PASSPHRASE
+
+
+def test_a_token_is_spent_by_a_challenge_too() -> None:
+    one = connected()
+    challenge = m.DynamicChallenge(
+        state_id="x", username="me", text="PIN?", echo=False, wants_answer=True
+    )
+    feed(one, m.AuthToken(), m.VerificationFailed(realm="Auth", challenge=challenge))
+    feed(one, state("RECONNECTING", "auth-failure (auth-token)"), REFUSED)
+    assert one.status.reason is R.AUTH_FAILED
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("TEMP", ""),
+        ("TEMP:come later", " come later"),
+        ("TEMP[backoff 60,advance no]: full: 9 of 9", " full: 9 of 9"),
+    ],
+)
+def test_a_server_that_refuses_for_now_is_tried_again(said: str, words: str) -> None:
+    refused = m.VerificationFailed(realm="Auth", said=said)
+    detail = SENTENCES[R.REFUSED_FOR_NOW] + words
+    never_up = session()
+    for _ in range(3):
+        assert feed(never_up, *ATTEMPT[:5], refused)[-1] == s.Tell()
+        assert feed(never_up, FOR_NOW) == [s.Tell()]
+        status = never_up.status
+        assert (status.state, status.reason) == (S.CONNECTING, R.REFUSED_FOR_NOW)
+        assert status.detail == detail
+        assert feed(never_up, m.Hold(wait_s=60)) == [s.Wait(60)], "as long as it has asked for"
+        assert feed(never_up, m.Hold(wait_s=86400)) == [s.Wait(s.MAX_BACKOFF_S)]
+    was_up = connected()
+    feed(was_up, refused, FOR_NOW)
+    assert (was_up.status.state, was_up.status.detail) == (S.RECONNECTING, detail)
+    for one in (never_up, was_up):
+        feed(one, *ATTEMPT)
+        one.way_is_open(9.0)
+        assert (one.status.state, one.status.reason) == (S.CONNECTED, None)
+
+
+def test_a_refusal_for_now_is_not_the_next_attempts_cause() -> None:
+    one = session()
+    feed(one, *ATTEMPT[:5], m.VerificationFailed(realm="Auth", said="TEMP:full"), FOR_NOW)
+    feed(one, *ATTEMPT[:2], state("RECONNECTING", "server_poll"))
+    assert (one.status.state, one.status.reason) == (S.FAILED, R.SERVER_UNREACHABLE)
+    assert "full" not in one.status.detail
+
+
+def test_a_refusal_for_now_leaves_the_token() -> None:
+    """OpenVPN keeps it, and it is what the server refuses next."""
+    one = connected()
+    feed(one, m.AuthToken(), m.VerificationFailed(realm="Auth", said="TEMP"), FOR_NOW)
+    feed(one, *ATTEMPT[:5], REFUSED, BY_TOKEN)
+    assert one.status.state is S.RECONNECTING
+
+
 def test_a_static_challenge_is_asked_and_answered_with_the_password() -> None:
     one = session()
     need = m.NeedPassword(realm="Auth", username=True, challenge="PIN?", echo=True)

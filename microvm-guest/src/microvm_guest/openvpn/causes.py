@@ -54,6 +54,7 @@ _RESTARTS: Final = {
 
 REMEDIES: Final = {
     _R.AUTH_FAILED: "Check the user name and the password; the server refused them.",
+    _R.REFUSED_FOR_NOW: "It is tried again by itself. If it stays so, ask whoever runs the VPN.",
     _R.CREDENTIALS_MISSING: "Give Credentials(username, password), or --auth-file FILE.",
     _R.KEY_PASSPHRASE: "Give the private key's passphrase: Credentials(key_passphrase=...), or a "
     "third line of the file.",
@@ -76,6 +77,7 @@ REMEDIES: Final = {
 
 SENTENCES: Final = {
     _R.AUTH_FAILED: "The VPN server refused the user name or the password.",
+    _R.REFUSED_FOR_NOW: "The VPN server takes nobody for now.",
     _R.CREDENTIALS_MISSING: "The VPN wants a user name and a password.",
     _R.KEY_PASSPHRASE: "The private key's passphrase is missing or wrong.",
     _R.CHALLENGE: "The VPN server asks a question that nobody answered.",

@@ -28,6 +28,8 @@ from microvm_guest.openvpn.states import ENDED, VpnReason, VpnState, after
 from microvm_guest.openvpn.status import VpnStatus
 
 MAX_HOLD_S: Final = 30
+MAX_BACKOFF_S: Final = 300
+"""The same, of a server that has asked for time."""
 MAX_SAID: Final = 300
 """Characters of the other side's words that a status quotes."""
 
@@ -112,6 +114,10 @@ class Session:
         self._standing: VpnReason | None = None
         """What is so whatever the attempt: our own certificate's end."""
         self._said = ""
+        self._token = False
+        """Whether the daemon logs in by a token of the server's, and not by the password."""
+        self._excused = False
+        """Whether this attempt's end is nobody's failure, and the next may well be better."""
         self._waiting: m.NeedPassword | None = None
         self._dynamic: m.DynamicChallenge | None = None
         self._asking: Challenge | None = None
@@ -133,11 +139,13 @@ class Session:
             case m.StateLine():
                 return self._state(message, now)
             case m.Hold(wait_s=seconds):
-                return [Wait(min(seconds, MAX_HOLD_S) if self._attempted else 0)]
+                return [Wait(self._pause(seconds))]
             case m.Remote(host=host, port=port, proto=proto):
                 return self._remote(host, port, proto)
             case m.NeedPassword():
                 return self._need(message, now)
+            case m.AuthToken():
+                self._token = True
             case m.VerificationFailed():
                 return self._refused(message, now)
             case m.LogText(flags=flags, text=text):
@@ -158,19 +166,24 @@ class Session:
                 pass
         return []
 
-    @property
-    def _attempted(self) -> bool:
-        return self._failed_attempts > 0 or self.status.connects > 0
+    def _pause(self, seconds: int) -> int:
+        if self._cause is VpnReason.REFUSED_FOR_NOW:
+            return min(seconds, MAX_BACKOFF_S)
+        attempted = self._failed_attempts > 0 or self.status.connects > 0
+        return min(seconds, MAX_HOLD_S) if attempted else 0
 
     def _state(self, line: m.StateLine, now: float) -> list[Step]:
         was, state = self.status.state, after(self.status.state, line.name)
         steps: list[Step] = []
+        excused = False
         if line.name in ("RECONNECTING", "EXITING"):
-            self._cause = more_telling(self._cause, cause_of_restart(line.detail))
+            excused, self._excused = self._excused, False
+            if not excused:
+                self._cause = more_telling(self._cause, cause_of_restart(line.detail))
             if self._up or was is VpnState.CONNECTED:
                 self._up = False
                 steps.append(ShutWay())
-        told_to = line.detail.startswith("SIGUSR1") or self._dynamic is not None
+        told_to = line.detail.startswith("SIGUSR1") or self._dynamic is not None or excused
         if line.name == "RECONNECTING" and was is not VpnState.CONNECTED and not told_to:
             self._failed_attempts += 1
             if not self.status.connects and self._failed_attempts >= self._remotes:
@@ -190,8 +203,9 @@ class Session:
             )
             return [OpenWay(self.status.dns, local_ip6 is not None)]
         if state is not was or line.name == "RECONNECTING":
-            why = self._why() if state is VpnState.RECONNECTING else None
-            self._enter(state, why, SENTENCES[why] if why else "", now)
+            why = self._why() if state is VpnState.RECONNECTING or excused else None
+            said = f" {self._said}" if excused and why and self._said else ""
+            self._enter(state, why, SENTENCES[why] + said if why else "", now)
             steps.append(Tell())
         return steps
 
@@ -225,6 +239,7 @@ class Session:
     def _remote(self, host: str, port: int, proto: str) -> list[Step]:
         if self.status.state is not VpnState.CONNECTED:
             self._cause = None
+            self._said = ""
         self.status = attrs.evolve(self.status, server=f"{host}:{port}")
         return [FindWay(host, port, proto), Tell()]
 
@@ -274,6 +289,16 @@ class Session:
             return self._fail(VpnReason.CHALLENGE, f"The answer can't be sent: {error}", now)
 
     def _refused(self, failed: m.VerificationFailed, now: float) -> list[Step]:
+        """Name and password are wrong, unless it is something less that was refused.
+
+        OpenVPN says this of every AUTH_FAILED, and in two cases tries again by itself: when the
+        server says TEMP, and when it was a token that the server does not know any more, because
+        that has grown old or the server was restarted (receive_auth_failed of its push.c).
+        """
+        for_now = failed.realm == "Auth" and failed.said.startswith("TEMP")
+        had_token = self._token
+        if failed.realm == "Auth" and not for_now:
+            self._token = False  # the daemon has thrown it away, whatever else was said
         if failed.challenge is not None:
             self._dynamic = failed.challenge
             if self._credentials.answer is None and failed.challenge.wants_answer:
@@ -282,6 +307,12 @@ class Session:
             return []
         if failed.realm == "Private Key":
             return self._fail(VpnReason.KEY_PASSPHRASE, "", now)
+        if for_now or had_token:
+            self._excused = True
+            self._cause = VpnReason.REFUSED_FOR_NOW if for_now else None
+            # "TEMP[backoff 60,advance no]: in words", each of the two parts optional
+            self._said = failed.said.partition(":")[2].strip()[:MAX_SAID] if for_now else ""
+            return []
         return self._fail(VpnReason.AUTH_FAILED, failed.said, now)
 
     # --- ends -----------------------------------------------------------------------------

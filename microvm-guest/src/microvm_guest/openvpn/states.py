@@ -32,6 +32,7 @@ class VpnReason(StrEnum):
     """Why a tunnel has failed, or is not up yet."""
 
     AUTH_FAILED = "auth_failed"
+    REFUSED_FOR_NOW = "refused_for_now"
     CREDENTIALS_MISSING = "credentials_missing"
     KEY_PASSPHRASE = "key_passphrase"  # noqa: S105 - a word, no secret
     CHALLENGE = "challenge"
