@@ -34,23 +34,33 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Print them, once or until interrupted or the machine has gone."""
-    from microvm.control.client import ControlClient
-    from microvm.errors import ConfigError
+    from microvm.errors import ConfigError, GuestGone
 
     if args.watch is not None and not 0.05 <= args.watch <= 86400:
         raise ConfigError(f"--watch takes seconds from 0.05 to 86400, not {args.watch:g}.")
-    with ControlClient(args.name) as client:
-        while True:
-            stats = client.ask("stats")
-            if args.json:
-                print(json.dumps(stats, indent=None if args.watch else 2), flush=True)
-            else:
-                print("\n".join(lines(stats)), flush=True)
-            if args.watch is None:
-                return 0
-            time.sleep(args.watch)
-            if not args.json:
-                print(flush=True)
+    stats = _look(args.name)
+    while True:
+        if args.json:
+            print(json.dumps(stats, indent=None if args.watch else 2), flush=True)
+        else:
+            print("\n".join(lines(stats)), flush=True)
+        if args.watch is None:
+            return 0
+        time.sleep(args.watch)
+        try:
+            stats = _look(args.name)
+        except ConfigError as error:
+            raise GuestGone(f"The machine {args.name!r} has gone.") from error
+        if not args.json:
+            print(flush=True)
+
+
+def _look(name: str) -> dict[str, Any]:
+    """By a connection of its own: one that is silent for a minute is closed by the machine."""
+    from microvm.control.client import ControlClient
+
+    with ControlClient(name) as client:
+        return client.ask("stats")
 
 
 def lines(stats: Mapping[str, Any]) -> list[str]:
