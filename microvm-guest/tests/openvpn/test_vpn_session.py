@@ -87,6 +87,13 @@ def test_a_break_shuts_the_way_before_anything_else() -> None:
     assert feed(one, m.Hold(wait_s=100_000)) == [s.Wait(s.MAX_HOLD_S)]
 
 
+def test_a_daemon_that_begins_anew_without_saying_so_is_down() -> None:
+    """Row 93: its words are the guest's."""
+    one = connected()
+    assert feed(one, state("WAIT")) == [s.ShutWay(), s.Tell()]
+    assert one.status.state is S.RECONNECTING
+
+
 def test_one_that_was_up_tries_for_ever() -> None:
     one = connected()
     for _ in range(50):
@@ -262,7 +269,8 @@ def test_a_server_that_refuses_for_now_is_tried_again(said: str, words: str) -> 
     detail = SENTENCES[R.REFUSED_FOR_NOW] + words
     never_up = session()
     for _ in range(3):
-        assert feed(never_up, *ATTEMPT[:5], refused)[-1] == s.Tell()
+        feed(never_up, *ATTEMPT[:5])
+        assert feed(never_up, refused) == []
         assert feed(never_up, FOR_NOW) == [s.Tell()]
         status = never_up.status
         assert (status.state, status.reason) == (S.CONNECTING, R.REFUSED_FOR_NOW)

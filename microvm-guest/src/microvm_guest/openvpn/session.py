@@ -180,9 +180,10 @@ class Session:
             excused, self._excused = self._excused, False
             if not excused:
                 self._cause = more_telling(self._cause, cause_of_restart(line.detail))
-            if self._up or was is VpnState.CONNECTED:
-                self._up = False
-                steps.append(ShutWay())
+        down = line.name in ("RECONNECTING", "EXITING") or state is VpnState.RECONNECTING
+        if down and line.name != "CONNECTED" and (self._up or was is VpnState.CONNECTED):
+            self._up = False
+            steps.append(ShutWay())
         told_to = line.detail.startswith("SIGUSR1") or self._dynamic is not None or excused
         if line.name == "RECONNECTING" and was is not VpnState.CONNECTED and not told_to:
             self._failed_attempts += 1
