@@ -71,6 +71,14 @@ class OpenVpnConfig:
     left_out: tuple[str, ...] = ()
     """What was passed over, and why; for a person."""
 
+    @property
+    def key_may_be_encrypted(self) -> bool:
+        """Whether a passphrase may be asked for. Of PKCS #12 only trying it would tell."""
+        return any(
+            one.name == "pkcs12" or (one.name == "key" and "ENCRYPTED" in (one.inline or ""))
+            for one in self.directives
+        )
+
 
 @attrs.frozen
 class _Found:
