@@ -229,11 +229,20 @@ def test_a_line_that_can_not_be_read_is_refused(line: str) -> None:
 def test_a_file_of_credentials(tmp_path: Path) -> None:
     assert parse_auth_file("me\npass word\n") == Credentials("me", "pass word")
     assert parse_auth_file("me\np\nphrase") == Credentials("me", "p", key_passphrase="phrase")
-    for wrong in ("", "me", "\np"):
+    assert parse_auth_file("\n\nphrase\n") == Credentials(key_passphrase="phrase")
+    for wrong in ("", "me", "\np", "\np\n\n"):
         with pytest.raises(VpnConfigError, match="first line"):
             parse_auth_file(wrong)
     with pytest.raises(VpnConfigError, match="can't be read"):
         read_auth_file(tmp_path / "none")
+    kept = tmp_path / "auth"  # as editors leave it
+    kept.write_bytes("\ufeffme\r\npass\x85\u2028 word\r\n".encode())
+    assert read_auth_file(kept) == Credentials("me", "pass\x85\u2028 word")
+    kept.write_bytes(b"me\n\n")
+    assert read_auth_file(kept) == Credentials("me", "")
+    kept.write_bytes(b"me\n\xff\n")
+    with pytest.raises(VpnConfigError, match="UTF-8"):
+        read_auth_file(kept)
 
 
 def test_credentials_are_not_shown_and_fit_in_one_line() -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import signal
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from microvm.cli import EXIT_OWN_FAILURE
+from microvm.cli._json_events import say_ready, tell, tell_starting
 from microvm.cli._machine_options import add_machine_options, machine_config
 
 if TYPE_CHECKING:
@@ -83,12 +82,10 @@ def read_login(path: str) -> tuple[str, str]:
     Raises:
         ConfigError: it can't be read, or has something else.
     """
+    from microvm._secret_lines import read_lines
     from microvm.errors import ConfigError
 
-    try:
-        lines = Path(path).read_text("utf-8").splitlines()
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(f"--login-file {path} can't be read: {error}.") from error
+    lines = read_lines(path)
     if len(lines) < 2 or not lines[0] or not lines[1]:
         raise ConfigError(f"--login-file {path} must have a name and a password, a line each.")
     return lines[0], lines[1]
@@ -103,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     except MicrovmError as error:
         if not args.json:
             raise
-        _tell(
+        tell(
             "failed",
             error=error.code,
             message=error.message,
@@ -139,11 +136,10 @@ def _run(args: argparse.Namespace) -> int:
         async with ended_by_signals(signal.SIGTERM, signal.SIGHUP), machine:
             status.show(f"microvm: booting on {machine.backend.name}")
             if args.json:
-                choice = machine.backend
-                _tell("starting", backend=choice.name, reason=choice.reason)
+                tell_starting(machine)
             async with await _open(machine, listen, login) as proxy, trio.open_nursery() as nursery:
                 status.clear()
-                _say_ready(args, machine, proxy)
+                say_ready(machine, proxy, as_json=args.json)
                 nursery.start_soon(_watch, args, proxy, status)
                 outcome = await machine.wait()
                 nursery.cancel_scope.cancel()
@@ -154,7 +150,7 @@ def _run(args: argparse.Namespace) -> int:
     finally:
         status.clear()
     if args.json:
-        _tell("ended", reason=outcome.reason.value, detail=outcome.detail)
+        tell("ended", reason=outcome.reason.value, detail=outcome.detail)
     else:
         print(f"microvm: the machine has ended. {outcome.detail}", file=sys.stderr)
     return EXIT_OWN_FAILURE
@@ -170,14 +166,6 @@ async def _open(
     return await machine.socks5(host=listen.host, port=listen.port, login=login)
 
 
-def _say_ready(args: argparse.Namespace, machine: Machine, proxy: Forward) -> None:
-    if args.json:
-        timing = {phase: round(ms, 3) for phase, ms in machine.timing.items()}
-        _tell("ready", listen=str(proxy.address), timing=timing)
-    else:
-        print(proxy.address, flush=True)
-
-
 async def _watch(args: argparse.Namespace, proxy: Forward, status: Any) -> None:
     """Tell how many connections there are, when that changes."""
     import trio
@@ -189,9 +177,5 @@ async def _watch(args: argparse.Namespace, proxy: Forward, status: Any) -> None:
             told = count
             status.show(f"microvm: SOCKS5 at {proxy.address}, connections: {count}. Ctrl-C ends it")
             if args.json:
-                _tell("connections", count=count)
+                tell("connections", count=count)
         await trio.sleep(LOOK_EVERY_S)
-
-
-def _tell(event: str, **facts: Any) -> None:
-    print(json.dumps({"event": event, **facts}), flush=True)

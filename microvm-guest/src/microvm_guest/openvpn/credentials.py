@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import attrs
 
+from microvm._secret_lines import lines_of, read_lines
+from microvm.errors import ConfigError
 from microvm_guest.openvpn.errors import VpnConfigError
 from microvm_guest.openvpn.management import quoted
-
-MAX_FILE: Final = 16 * 1024
 
 
 @attrs.frozen(kw_only=True)
@@ -51,18 +50,26 @@ class Credentials:
 def parse_auth_file(text: str) -> Credentials:
     """A file for OpenVPN's ``auth-user-pass``: name, password; and for us a key's passphrase.
 
+    The first line may be empty where there is a third: a VPN may want nothing but that.
+
     Raises:
         VpnConfigError: it has no two lines.
     """
-    lines = text.splitlines()
-    if len(lines) < 2 or not lines[0]:
+    return _from_lines(lines_of(text))
+
+
+def _from_lines(lines: list[str]) -> Credentials:
+    name, password, passphrase = (*lines, "", "", "")[:3]
+    if passphrase and not name:
+        return Credentials(password=password or None, key_passphrase=passphrase)
+    if not name or len(lines) < 2:
         raise VpnConfigError(
             "A file with credentials has the user name in its first line, the password in its "
             "second.",
-            remedy="A private key's passphrase may stand in the third.",
+            remedy="A private key's passphrase may stand in the third, also with nothing in the "
+            "two before it.",
         )
-    passphrase = lines[2] if len(lines) > 2 and lines[2] else None
-    return Credentials(lines[0], lines[1], key_passphrase=passphrase)
+    return Credentials(name, password, key_passphrase=passphrase or None)
 
 
 def read_auth_file(path: str | os.PathLike[str]) -> Credentials:
@@ -72,10 +79,7 @@ def read_auth_file(path: str | os.PathLike[str]) -> Credentials:
         VpnConfigError: it can't be read, or has no credentials in it.
     """
     try:
-        with Path(path).open("rb") as file:
-            raw = file.read(MAX_FILE)
-        return parse_auth_file(raw.decode())
-    except OSError as error:
-        raise VpnConfigError(f"{os.fspath(path)} can't be read: {error.strerror}.") from error
-    except UnicodeDecodeError:
-        raise VpnConfigError(f"{os.fspath(path)} is not a text in UTF-8.") from None
+        lines = read_lines(path)
+    except ConfigError as error:
+        raise VpnConfigError(error.message) from error
+    return _from_lines(lines)
