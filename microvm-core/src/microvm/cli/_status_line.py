@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 
@@ -15,6 +17,7 @@ class StatusLine:
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream if stream is not None and stream.isatty() else None
         self._shown = ""
+        self._holders = 0
 
     @property
     def live(self) -> bool:
@@ -23,7 +26,7 @@ class StatusLine:
 
     def show(self, text: str) -> None:
         """Show this, in place of what was there."""
-        if self._stream is not None and text != self._shown:
+        if self._stream is not None and not self._holders and text != self._shown:
             self._stream.write(f"\r\x1b[K{text}")
             self._stream.flush()
             self._shown = text
@@ -31,3 +34,13 @@ class StatusLine:
     def clear(self) -> None:
         """Leave an empty line."""
         self.show("")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within the block the line is somebody else's, and nothing is shown."""
+        self.clear()
+        self._holders += 1
+        try:
+            yield
+        finally:
+            self._holders -= 1

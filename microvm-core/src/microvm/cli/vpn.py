@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import signal
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from microvm.cli import EXIT_OWN_FAILURE
+from microvm.cli._json_events import say_ready, tell, tell_starting
 from microvm.cli._machine_options import add_machine_options, machine_config
 from microvm.cli.socks5 import DEFAULT_LISTEN, parse_listen
 
 if TYPE_CHECKING:
-    from microvm._machine import Machine
     from microvm.config import MachineConfig
     from microvm.forwards.forward import Forward
-    from microvm_guest.openvpn import Challenge, Credentials, OpenVpnTunnel, VpnStatus
+    from microvm.outcome import MachineOutcome
+    from microvm_guest.openvpn import Credentials, OpenVpnTunnel, VpnStatus
 
 EXIT_VPN_FAILED: Final = 1
 """The machine works, and the VPN will not come up."""
@@ -53,7 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--auth-file",
         metavar="FILE",
         help="the user name in its first line, the password in the second; in a third a private "
-        "key's passphrase. Without it they are asked for, on a terminal",
+        "key's passphrase, which may stand alone there. What lacks is asked for, on a terminal",
     )
     run.add_argument(
         "--dns",
@@ -85,7 +85,7 @@ def _main(args: argparse.Namespace) -> int:
     except MicrovmError as error:
         code = EXIT_VPN_FAILED if isinstance(error, VpnFailed) else EXIT_OWN_FAILURE
         if args.json:
-            _tell("failed", error=error.code, message=str(error), remedy=error.remedy)
+            tell("failed", error=error.code, message=str(error), remedy=error.remedy)
         else:
             print(f"microvm: {error}", file=sys.stderr)
         return code
@@ -103,6 +103,8 @@ def _run(args: argparse.Namespace) -> int:
     import trio
 
     from microvm._machine import Machine
+    from microvm.cli import _vpn_credentials
+    from microvm.cli._prompt import prompt_here
     from microvm.cli._signals import ended_by_signals
     from microvm.cli._status_line import StatusLine
     from microvm.forwards import UnixAddress
@@ -110,20 +112,30 @@ def _run(args: argparse.Namespace) -> int:
 
     listen = parse_listen(args.socks, "--socks")
     config = read_config(args.config)
-    known = _credentials(args, config.wants_password and config.credentials is None)
+    given = _vpn_credentials.given(config, args.auth_file)
     machine = Machine(_config(args))
     status = StatusLine(None if args.json else sys.stderr)
+    prompt = None if args.json else prompt_here(status)
     if not args.json:
         names = ", ".join(line.partition(":")[0] for line in config.left_out)
         if names:
             print(f"microvm: passed over what means nothing here: {names}", file=sys.stderr)
 
     async def session() -> None:
-        async with ended_by_signals(signal.SIGTERM, signal.SIGHUP), machine:
+        async with ended_by_signals(signal.SIGTERM, signal.SIGHUP):
+            known = await _vpn_credentials.completed(given, config, prompt)
+            outcome = await serve(known)
+        status.clear()
+        if args.json:
+            tell("ended", reason=outcome.reason.value, detail=outcome.detail)
+        else:
+            print(f"microvm: the machine has ended. {outcome.detail}", file=sys.stderr)
+
+    async def serve(known: Credentials) -> MachineOutcome:
+        async with machine:
             status.show(f"microvm: booting on {machine.backend.name}")
             if args.json:
-                choice = machine.backend
-                _tell("starting", backend=choice.name, reason=choice.reason)
+                tell_starting(machine)
             await machine.wait_ready()
             vpn = OpenVpnTunnel(machine, config, known, dns=args.dns)
             where = (
@@ -133,17 +145,13 @@ def _run(args: argparse.Namespace) -> int:
             )
             async with await machine.socks5(**where) as proxy, vpn, trio.open_nursery() as nursery:
                 status.clear()
-                _say_ready(args, machine, proxy)
+                say_ready(machine, proxy, as_json=args.json)
                 nursery.start_soon(_watch, args, vpn, proxy, status)
                 nursery.start_soon(_tell_events, args, vpn, status)
                 nursery.start_soon(_raise_when_failed, vpn)
                 outcome = await machine.wait()
                 nursery.cancel_scope.cancel()
-        status.clear()
-        if args.json:
-            _tell("ended", reason=outcome.reason.value, detail=outcome.detail)
-        else:
-            print(f"microvm: the machine has ended. {outcome.detail}", file=sys.stderr)
+        return outcome
 
     from microvm._groups import only_error
 
@@ -154,49 +162,6 @@ def _run(args: argparse.Namespace) -> int:
     finally:
         status.clear()
     return EXIT_OWN_FAILURE
-
-
-def _credentials(args: argparse.Namespace, wanted: bool) -> Credentials | None:
-    """From the file, or from whoever sits at the terminal; None where nobody is to be asked."""
-    import getpass
-
-    import attrs
-
-    from microvm_guest.openvpn import Credentials, read_auth_file
-
-    asker = _ask if sys.stdin is not None and sys.stdin.isatty() and not args.json else None
-    if args.auth_file is not None:
-        return attrs.evolve(read_auth_file(args.auth_file), answer=asker)
-    if wanted and asker is not None:
-        print("User name for the VPN: ", end="", file=sys.stderr, flush=True)
-        name = sys.stdin.readline().rstrip("\n")
-        return Credentials(name, getpass.getpass("Password for the VPN: "), answer=asker)
-    return None
-
-
-async def _ask(challenge: Challenge) -> str:
-    """Put the server's question to whoever sits at the terminal."""
-    import getpass
-
-    import trio
-
-    text = "".join(c if c.isprintable() else "?" for c in challenge.text)
-
-    def ask() -> str:
-        if not challenge.echo:
-            return getpass.getpass(f"\n{text} ")
-        print(f"\n{text} ", end="", file=sys.stderr, flush=True)
-        return sys.stdin.readline().rstrip("\n")
-
-    return await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
-
-
-def _say_ready(args: argparse.Namespace, machine: Machine, proxy: Forward) -> None:
-    if args.json:
-        timing = {phase: round(ms, 3) for phase, ms in machine.timing.items()}
-        _tell("ready", listen=str(proxy.address), timing=timing)
-    else:
-        print(proxy.address, flush=True)
 
 
 async def _raise_when_failed(vpn: OpenVpnTunnel) -> None:
@@ -213,7 +178,7 @@ async def _tell_events(args: argparse.Namespace, vpn: OpenVpnTunnel, status: Any
         if not isinstance(event, StateChanged):
             continue
         if args.json:
-            _tell("vpn", **_facts(event.status))
+            tell("vpn", **_facts(event.status))
         elif not status.live and (text := _sentence(event.status)) != told:
             told = text
             print(f"microvm: {text}", file=sys.stderr, flush=True)
@@ -266,7 +231,3 @@ def _bytes(count: int) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000  # type: ignore[assignment]
     raise AssertionError
-
-
-def _tell(event: str, **facts: Any) -> None:
-    print(json.dumps({"event": event, **facts}), flush=True)

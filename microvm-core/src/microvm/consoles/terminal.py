@@ -10,8 +10,8 @@ import os
 import termios
 import tty
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final
+from contextlib import contextmanager, suppress
+from typing import Any, Final
 
 import trio
 
@@ -59,4 +59,34 @@ def raw_terminal(fd: int, *, enabled: bool = True) -> Iterator[None]:
     try:
         yield
     finally:
+        _give_back(fd, saved)
+
+
+@contextmanager
+def line_terminal(fd: int, *, echo: bool) -> Iterator[None]:
+    """A line is typed, seen or not, and Ctrl-C is a signal; as before afterwards.
+
+    What was typed before is no answer to what is asked now, and is thrown away. So is a line that
+    was typed by half when the block is left by an error: it may be a secret, and the next reader
+    may be a shell.
+    """
+    saved, mode = termios.tcgetattr(fd), termios.tcgetattr(fd)
+    mode[0] |= termios.ICRNL
+    mode[3] |= termios.ICANON | termios.ISIG | termios.ECHONL | termios.ECHO
+    if not echo:
+        mode[3] &= ~termios.ECHO
+    try:
+        termios.tcsetattr(fd, termios.TCSANOW, mode)
+        termios.tcflush(fd, termios.TCIFLUSH)
+        yield
+    except BaseException:
+        with suppress(termios.error):
+            termios.tcflush(fd, termios.TCIFLUSH)
+        raise
+    finally:
+        _give_back(fd, saved)
+
+
+def _give_back(fd: int, saved: list[Any]) -> None:
+    with suppress(termios.error):  # hung up: nobody is there to want it
         termios.tcsetattr(fd, termios.TCSANOW, saved)
