@@ -50,6 +50,17 @@ def test_reads_reach_the_script_and_exits_come_in_order() -> None:
     assert vcpu.run() == Shutdown()
 
 
+def test_a_call_of_a_vm_during_another_is_the_callers_fault() -> None:
+    def asks_at_once(vcpu: FakeVcpu) -> Script:
+        vcpu.vm.irq_line(5)
+        raise NotImplementedError
+
+    vm = FakeHypervisor(asks_at_once).create_vm(vcpu_count=1)
+    with pytest.raises(AssertionError, match="another call is under way"):
+        vm.create_vcpu(0)
+    vm.irq_line(5)
+
+
 def test_a_read_that_is_not_completed_is_the_callers_fault() -> None:
     def reads(vcpu: FakeVcpu) -> Script:
         yield MmioRead(0x1000, 2)

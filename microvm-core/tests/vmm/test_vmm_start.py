@@ -53,6 +53,33 @@ async def test_each_vcpu_lives_on_a_thread_of_its_own(machine_on) -> None:
         assert threading.get_ident() not in threads
 
 
+async def test_vcpus_are_created_one_at_a_time(machine_on) -> None:
+    def slow(vcpu):
+        time.sleep(0.05)  # within `create_vcpu`; the fake asserts that nobody else is
+        return guest(Spin())(vcpu)
+
+    async with machine_on(slow, slow, slow) as machine:
+        assert len(machine.hypervisor.vms[0].vcpus) == 3
+
+
+async def test_the_clock_of_a_vcpus_thread_is_asked_for_on_that_thread(
+    machine_on, monkeypatch
+) -> None:
+    real, asked = time.pthread_getcpuclockid, []
+
+    def asking(ident):
+        asked.append((ident, threading.get_ident()))
+        return real(ident)
+
+    monkeypatch.setattr(time, "pthread_getcpuclockid", asking)
+    async with machine_on(guest(Spin()), guest(Spin())) as machine:
+        threads = machine._running._engine.threads
+        assert all(thread.cpu_time_ns() > 0 for thread in threads)
+    assert [thread.cpu_time_ns() for thread in threads] == [None, None]
+    assert len(asked) == 2
+    assert all(about == by for about, by in asked)
+
+
 async def test_no_vcpu_runs_before_all_are_there(machine_on, leaves_nothing) -> None:
     started = []
 

@@ -15,13 +15,14 @@ A script that returns has halted with interrupts off. One that raises does so ou
 without a script waits to be started, for ever.
 
 The duties of a caller are asserted: a vCPU is used on its own thread, reads are completed before
-the next run, and vCPUs are closed before their VM. Everything else may come from any thread.
+the next run, a VM has one call at a time, from any thread, and its vCPUs are closed before it.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from errno import EEXIST
 from typing import TYPE_CHECKING, Final
 
@@ -267,26 +268,26 @@ class FakeVm(Vm):
         self.closed = False
         self.changed = threading.Condition()
         self._hypervisor = hypervisor
+        self._calling = threading.Lock()
 
     def map_memory(self, region: GuestRegion) -> None:
-        self._begin("map_memory")
-        if any(old.start < region.end and region.start < old.end for old in self.regions):
-            raise HypervisorCallError("fake_map_memory", EEXIST)
-        self.regions.append(region)
+        with self._call("map_memory"):
+            if any(old.start < region.end and region.start < old.end for old in self.regions):
+                raise HypervisorCallError("fake_map_memory", EEXIST)
+            self.regions.append(region)
 
     def unmap_memory(self, region: GuestRegion) -> None:
-        self._begin("unmap_memory")
-        self.regions.remove(region)  # raises ValueError, as it should
+        with self._call("unmap_memory"):
+            self.regions.remove(region)  # raises ValueError, as it should
 
     def create_vcpu(self, index: int) -> FakeVcpu:
-        self._begin("create_vcpu")
-        with self.changed:
+        with self._call("create_vcpu"):
             if index in self.vcpus or not 0 <= index < self.vcpu_count:
                 raise HypervisorCallError("fake_create_vcpu", EEXIST)
             scripts = self._hypervisor.scripts
             script = scripts[index] if index < len(scripts) else None
             self.vcpus[index] = vcpu = FakeVcpu(self, index, script)
-        return vcpu
+            return vcpu
 
     def line(self, gsi: int) -> FakeLine:
         """The line of that number, made if need be."""
@@ -294,15 +295,15 @@ class FakeVm(Vm):
         return self.lines.setdefault(gsi, FakeLine(self.changed))
 
     def irq_line(self, gsi: int) -> FakeLine:
-        self._begin("irq_line")
-        return self.line(gsi)
+        with self._call("irq_line"):
+            return self.line(gsi)
 
     def doorbell(self, address: int, value: int) -> FakeGuestDoorbell:
-        self._begin("doorbell")
-        if (address, value) in self.bells:
-            raise HypervisorCallError("fake_doorbell", EEXIST)
-        bell = self.bells[address, value] = FakeGuestDoorbell()
-        return bell
+        with self._call("doorbell"):
+            if (address, value) in self.bells:
+                raise HypervisorCallError("fake_doorbell", EEXIST)
+            bell = self.bells[address, value] = FakeGuestDoorbell()
+            return bell
 
     def close(self) -> None:
         for vcpu in self.vcpus.values():
@@ -310,11 +311,17 @@ class FakeVm(Vm):
         self.regions.clear()
         self.closed = True
 
-    def _begin(self, call: str) -> None:
+    @contextmanager
+    def _call(self, name: str) -> Iterator[None]:
         assert not self.closed, "Used after close."
-        failure = self._hypervisor.failures.get(call)
-        if failure is not None:
-            raise failure
+        assert self._calling.acquire(blocking=False), "Called while another call is under way."
+        try:
+            failure = self._hypervisor.failures.get(name)
+            if failure is not None:
+                raise failure
+            yield
+        finally:
+            self._calling.release()
 
 
 class FakeHypervisor(Hypervisor):

@@ -111,6 +111,7 @@ class Engine:
             for index, attached in enumerate(plan.devices)
         )
         self.threads: tuple[VcpuThread, ...] = ()
+        self._creating = threading.Lock()
         self._created: SimpleQueue[BaseException | None] = SimpleQueue()
         self._end_lock = threading.Lock()
         self._end: End | None = None
@@ -167,8 +168,8 @@ class Engine:
 
         self.threads = tuple(
             VcpuThread(
-                self._vm,
                 index,
+                create=self._create_vcpu,
                 prepare=prepare_boot if index == 0 else _leave,
                 memory=self._addresses,
                 ports=self._ports,
@@ -176,6 +177,10 @@ class Engine:
             )
             for index in range(self._plan.config.vcpu_count)
         )
+
+    def _create_vcpu(self, index: int) -> Vcpu:
+        with self._creating:  # a `Vm` takes one call at a time
+            return self._vm.create_vcpu(index)
 
     def start(self) -> None:
         """Create the vCPUs and let the guest run. Blocks for about a millisecond.

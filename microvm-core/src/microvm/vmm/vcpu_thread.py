@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
-from microvm.abc import Vcpu, Vm
+from microvm.abc import Vcpu
 from microvm.errors import HypervisorCallError
 from microvm.exits import (
     FailEntry,
@@ -60,8 +60,8 @@ class VcpuThread:
     """A vCPU's thread. Every method is for any thread but the vCPU's own.
 
     Args:
-        vm: Where the vCPU is created.
-        index: Which one.
+        index: Which vCPU.
+        create: Called on the thread with the index, to create it.
         prepare: Called on the thread once the vCPU is there, to set its registers.
         memory: The bus of addresses that are no RAM.
         ports: The bus of ports; empty where the architecture has none.
@@ -70,9 +70,9 @@ class VcpuThread:
 
     def __init__(
         self,
-        vm: Vm,
         index: int,
         *,
+        create: Callable[[int], Vcpu],
         prepare: Command,
         memory: Bus,
         ports: Bus,
@@ -80,7 +80,7 @@ class VcpuThread:
     ) -> None:
         self.index = index
         self.counts = ExitCounts()
-        self._vm = vm
+        self._create = create
         self._prepare = prepare
         self._path = ExitPath(memory, ports, self.counts)
         self._owner = owner
@@ -170,7 +170,7 @@ class VcpuThread:
         # (pthread_getcpuclockid(3)).
         self._clock = time.pthread_getcpuclockid(threading.get_ident())
         try:
-            vcpu = self._vm.create_vcpu(self.index)
+            vcpu = self._create(self.index)
         except BaseException as error:
             self._owner.vcpu_created(self.index, error)
             self._owner.vcpu_ended(self.index)
