@@ -1,19 +1,28 @@
 """`OpenVpnProvisioner`: its disk, its kill switch, and what is refused before the boot."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from microvm import DriveConfig, MachineConfig
-from microvm.abc import RunResult
-from microvm.errors import GuestError
+from microvm import BootSource, DriveConfig, MachineConfig
+from microvm._assembly import assemble
+from microvm.abc import Capability, RunResult, VirtioDevice
+from microvm.config import ConfigProblem
+from microvm.errors import ConfigError, GuestError
 from microvm.host_clocks import ClockJump
-from microvm.plugins import ProvisionerFactory
+from microvm.plugins import DeviceFactory, ProvisionerFactory
 from microvm.testing.channels import MemoryChannels
+from microvm.testing.platform import ScriptedBackend
+from microvm.testing.plugins import plugin_manager
 from microvm.timeline import BootTimeline
+from microvm_guest import plugin as agent_plugin
 from microvm_guest.image import BuildError, ImageNotBuilt
+from microvm_guest.image.facts import built_in
 from microvm_guest.image.variants import variant
+from microvm_guest.kernel import fragment_paths
 from microvm_guest.openvpn import plugin, routing
 from microvm_guest.provisioners.openvpn import (
     OpenVpnLink,
@@ -21,6 +30,8 @@ from microvm_guest.provisioners.openvpn import (
     numeric,
     vpn_machine,
 )
+
+from ..written_images import put_disk, put_image
 
 
 class Files:
@@ -134,19 +145,72 @@ def test_names_that_dhcp_brings_are_not_taken() -> None:
     assert "microvm.dns=0" in OpenVpnProvisioner().kernel_cmdline(vpn_machine())
 
 
-@pytest.mark.parametrize(
-    ("words", "where"),
-    [
-        ({"provisioners": ("agent", "openvpn")}, []),
-        ({"provisioners": ("openvpn",)}, ["provisioners"]),
-        ({"provisioners": ()}, []),
-    ],
-)
-def test_what_it_needs_is_checked_before_the_boot(
-    words: Mapping[str, tuple[str, ...]], where: list[str]
+class Dial(VirtioDevice):
+    """A device that is never run."""
+
+    device_id = 4
+    queue_max_sizes = (16,)
+
+    async def run(self, activation: Any) -> None:
+        raise AssertionError
+
+
+def refused(tmp_path: Path, kernel_config: str, packages: Sequence[str]) -> list[ConfigProblem]:
+    """What is told of a VPN machine of an image and a disk with these."""
+    image, disk = tmp_path / "image", tmp_path / "disk"
+    put_image(image, kernel_config)
+    put_disk(disk, packages)
+    kinds = {"vsock": 19, "blk": 2}
+    devices = [
+        DeviceFactory(name=name, summary="for tests", virtio_id=number, create=lambda _: Dial())
+        for name, number in kinds.items()
+    ]
+    backend = ScriptedBackend(capabilities=frozenset(Capability))
+    provisioners = {"provisioner/agent": agent_plugin, "provisioner/openvpn": plugin}
+    plugins = plugin_manager(backend.factory(), *devices, plugins=provisioners)
+    config = vpn_machine(
+        boot=BootSource(kernel=image / "vmlinux"),
+        drives=(DriveConfig(path=disk / "disk.erofs", read_only=True, root=True),),
+    )
+    try:
+        assemble(config, plugins, BootTimeline())
+    except ConfigError as error:
+        return list(error.problems)
+    return []
+
+
+ALL_ON = "CONFIG_TUN=y\nCONFIG_IP_MULTIPLE_TABLES=y\nCONFIG_IPV6_MULTIPLE_TABLES=y\n"
+
+
+def test_an_image_with_all_that_it_needs_is_taken(tmp_path: Path) -> None:
+    assert refused(tmp_path, ALL_ON, ("busybox", "iproute2", "libc6", "openvpn")) == []
+
+
+def test_a_kernel_and_a_disk_that_lack_something_are_refused_before_the_boot(
+    tmp_path: Path,
 ) -> None:
-    found = plugin.microvm_check_config(MachineConfig(**words))
-    assert [problem.where for problem in found] == where
+    kernel, disk = refused(tmp_path, "# CONFIG_TUN is not set\n", ("iproute2",))
+    assert (kernel.where, disk.where) == ("boot.kernel", "drives[0]")
+    assert "IPV6_MULTIPLE_TABLES, IP_MULTIPLE_TABLES, TUN built into" in kernel.what
+    assert "the packages busybox-static | busybox, openvpn;" in disk.what
+    for problem in (kernel, disk):
+        assert problem.remedy is not None
+        assert "microvm image build --variant vpn" in problem.remedy
+
+
+def test_its_own_variant_has_the_packages_that_it_needs() -> None:
+    needed = OpenVpnProvisioner().needs(vpn_machine()).packages
+    assert {one.partition(" |")[0] for one in needed} <= set(variant("vpn").packages)
+
+
+def test_our_own_kernel_is_configured_with_what_it_needs() -> None:
+    fragments = "".join(path.read_text() for path in fragment_paths("x86_64"))
+    needed = OpenVpnProvisioner().needs(vpn_machine()).kernel_features
+    assert needed <= set(built_in(fragments))
+
+
+def test_it_needs_the_agent_that_runs_it() -> None:
+    assert OpenVpnProvisioner().needs(vpn_machine()).provisioners == {"agent"}
 
 
 def test_the_plugin_offers_it() -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from microvm import MachineConfig
+from microvm.abc import ProvisionerNeeds
 from microvm.errors import GuestError
 from microvm.plugins import ProvisionerFactory
 from microvm.testing.channels import MemoryChannels
@@ -39,17 +40,8 @@ async def test_a_server_that_does_not_start_is_the_machines_error():
             await link.build_on(OneServer(GuestError("no")))
 
 
-@pytest.mark.parametrize(
-    ("words", "where"),
-    [
-        ({"provisioners": ("agent", "socks5")}, []),
-        ({"provisioners": ("socks5",)}, ["provisioners"]),
-        ({"provisioners": ()}, []),
-    ],
-)
-def test_what_it_needs_is_checked_before_the_boot(words, where):
-    found = plugin.microvm_check_config(MachineConfig(**words))
-    assert [problem.where for problem in found] == where
+def test_it_needs_the_agent_whose_server_it_is():
+    assert Socks5Provisioner().needs(MachineConfig()) == ProvisionerNeeds(provisioners=("agent",))
 
 
 def test_the_plugin_offers_it():

@@ -16,10 +16,12 @@ from microvm_guest.ports import HOST_PORT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
 
     import trio
     from trio.abc import HalfCloseableStream, Listener
 
+    from microvm.abc import ImageFacts
     from microvm.host_clocks import ClockJump
     from microvm.timeline import BootTimeline
     from microvm_guest.client import AgentClient
@@ -33,7 +35,11 @@ NOBODY_THERE: Final = ("null", "loopback")
 
 
 class AgentProvisioner(Provisioner):
-    """Boots the image that `microvm image build` made, and speaks to the agent in it."""
+    """Boots the image that `microvm image build` made, and speaks to the agent in it.
+
+    It has no `needs`: its image is made with all that it takes, the vsock device it has in common
+    with all provisioners, and of somebody else's kernel nobody knows anything.
+    """
 
     def boot_source(self, config: MachineConfig) -> BootSource:
         """The default image's kernel and initrd; see `Provisioner.boot_source`."""
@@ -41,6 +47,12 @@ class AgentProvisioner(Provisioner):
 
         image = default_image()
         return BootSource(kernel=image.kernel, initrd=image.initrd)
+
+    def image_facts(self, path: Path) -> ImageFacts | None:
+        """What is on images and disks that `microvm image build` made."""
+        from microvm_guest.image.facts import image_facts
+
+        return image_facts(path)
 
     def kernel_cmdline(self, config: MachineConfig) -> Sequence[str]:
         """Which disk the agent is to enter, and which networks to ask for an address.

@@ -7,12 +7,12 @@ that is up; see `microvm_guest.openvpn.routing`. `OpenVpnTunnel` runs the daemon
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from microvm.abc import GuestLink, Provisioner
-from microvm.config import ConfigProblem, DriveConfig, MachineConfig
+from microvm.abc import GuestLink, Provisioner, ProvisionerNeeds
+from microvm.config import DriveConfig, MachineConfig
 from microvm.errors import GuestError
 from microvm_guest.openvpn import routing
 from microvm_guest.openvpn.effective import RUN_DIR
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from microvm.timeline import BootTimeline
 
 MEM_SIZE_MIB: Final = 64
+NEEDS: Final = ProvisionerNeeds(
+    provisioners=("agent",),
+    packages=("busybox-static | busybox", "iproute2", "openvpn"),
+    # The two tables are `ip rule` for either family: the kill switch.
+    kernel_features=("IPV6_MULTIPLE_TABLES", "IP_MULTIPLE_TABLES", "TUN"),
+    remedy="Leave boot and the root drive out: `microvm image build --variant vpn` makes both.",
+)
 RESOLV_CONF: Final = "/etc/resolv.conf"
 MAX_DNS: Final = 3
 """More are not asked (resolv.conf(5), MAXNS)."""
@@ -39,16 +46,12 @@ def vpn_machine(**changes: Any) -> MachineConfig:
     )
 
 
-def problems(config: MachineConfig) -> Iterable[ConfigProblem]:
-    """What a machine with this provisioner lacks."""
-    if "agent" not in config.provisioners:
-        yield ConfigProblem(
-            "provisioners", "'openvpn' needs 'agent', which runs it.", "Add 'agent'."
-        )
-
-
 class OpenVpnProvisioner(Provisioner):
     """Brings the image variant `vpn`, and the kill switch."""
+
+    def needs(self, config: MachineConfig) -> ProvisionerNeeds:
+        """The agent, and of the image what `build_on` and the daemon use."""
+        return NEEDS
 
     def drives(self, config: MachineConfig) -> Sequence[DriveConfig]:
         """The variant's disk, as the root; none where the user starts from one of their own."""
@@ -116,11 +119,13 @@ class OpenVpnLink(GuestLink):
     async def shut_way(self) -> None:
         """The tunnel is down, or is not to be used. Twice is fine."""
         assert self._guest is not None
-        await self._set_dns(())
-        for family in routing.FAMILIES:
-            await self._guest.run(
-                ["ip", family, "-force", "-batch", "-"], stdin=routing.shutting().encode()
-            )
+        try:
+            await self._set_dns(())
+        finally:
+            for family in routing.FAMILIES:
+                await self._guest.run(
+                    ["ip", family, "-force", "-batch", "-"], stdin=routing.shutting().encode()
+                )
 
     async def _ip(self, family: str, batch: str) -> None:
         assert self._guest is not None

@@ -7,12 +7,11 @@ first connection must be as quick as the others.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from microvm.abc import GuestLink, Provisioner
-from microvm.config import ConfigProblem
+from microvm.abc import GuestLink, Provisioner, ProvisionerNeeds
 
 if TYPE_CHECKING:
     from microvm.abc import Guest, GuestChannels
@@ -20,16 +19,12 @@ if TYPE_CHECKING:
     from microvm.timeline import BootTimeline
 
 
-def problems(config: MachineConfig) -> Iterable[ConfigProblem]:
-    """What a machine with this provisioner lacks."""
-    if "agent" not in config.provisioners:
-        yield ConfigProblem(
-            "provisioners", "'socks5' needs 'agent', whose server it is.", "Add 'agent'."
-        )
-
-
 class Socks5Provisioner(Provisioner):
     """Starts the guest's SOCKS5 server as part of its getting ready."""
+
+    def needs(self, config: MachineConfig) -> ProvisionerNeeds:
+        """The agent, whose server it is."""
+        return ProvisionerNeeds(provisioners=("agent",))
 
     @asynccontextmanager
     async def attach(self, channels: GuestChannels) -> AsyncIterator[Socks5Link]:
