@@ -124,7 +124,7 @@ def test_a_kernel_cut_anywhere_is_refused(whole: bytes) -> None:
         (elf(segment(1, 0x1000, 0x1001)), "cut short"),
         (elf(segment(1, 0x1000, 2**64 - 1)), "cut short"),
         (elf(segment(1, 0x1000, 16, memsz=2**60)), "beyond any physical"),
-        (elf(entry=0), "entry point 0x0"),
+        (elf(entry=0, notes=b""), "entry point 0x0"),
         (elf(notes=note(b"Xen\0", 18, bytes(8))), "PVH entry point 0x0"),
         (elf(count=0), "0 program headers"),
         (elf(count=MAX_PROGRAM_HEADERS + 1), "65 program headers"),

@@ -252,6 +252,10 @@ def test_an_elf_kernel_with_a_pvh_note_is_entered_by_it(
     assert f"PVH entry at {PVH_ENTRY:#x}" in caplog.text
 
 
+def test_an_elf_kernel_with_a_pvh_note_may_have_any_other_entry(loader: Loader) -> None:
+    assert loader.load(elf(entry=0xFFFF_FFFF_8100_0000))["rip"] == PVH_ENTRY
+
+
 def test_an_elf_kernel_without_one_is_entered_in_64_bit_mode(
     loader: Loader, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -400,7 +404,7 @@ def test_a_64_bit_entry_is_mapped_or_refused(loader: Loader) -> None:
             elf(segment(PT_LOAD, 0x1000, 16, paddr=0xD000_0000), segment(PT_LOAD, 0x1000, 0x1000)),
             "there is none",
         ),
-        (elf(entry=ENTRY + 0x1000), "entry point 0x1001000 lies in none"),
+        (elf(entry=ENTRY + 0x1000, notes=NO_NOTE), "entry point 0x1001000 lies in none"),
         (elf(notes=note(b"Xen\0", 18, struct.pack("<Q", 1 << 32))), "PVH entry point 0x100000000"),
         (elf(segment(3, 0x400, 16), segment(PT_LOAD, 0x1000, 0x1000)), "a program"),
     ],

@@ -55,7 +55,8 @@ class ElfKernel:
     """What an uncompressed kernel (vmlinux) says about itself."""
 
     entry: int
-    """Physical address of the 64-bit entry point."""
+    """Physical address of the 64-bit entry point. With a PVH entry it may be anything: kernels
+    made for that alone have a virtual address here."""
     pvh_entry: int | None
     """Physical address of the 32-bit PVH entry point, if there is one."""
     segments: tuple[ElfSegment, ...]
@@ -102,9 +103,9 @@ def parse_elf(read_at: ReadAt, size: int) -> ElfKernel:
     loads = tuple(s for s in segments if s.type == PT_LOAD and (s.memsz or s.filesz))
     _check_loads(loads, size)
     pvh = _pvh_entry(segments, read_at, size)
-    for name, address in (("entry point", entry), ("PVH entry point", pvh)):
-        if address is not None and not any(s.paddr <= address < s.end for s in loads):
-            raise KernelFormatError(f"its {name} {address:#x} lies in none of its segments")
+    name, used = ("entry point", entry) if pvh is None else ("PVH entry point", pvh)
+    if not any(s.paddr <= used < s.end for s in loads):
+        raise KernelFormatError(f"its {name} {used:#x} lies in none of its segments")
     return ElfKernel(entry=entry, pvh_entry=pvh, segments=loads)
 
 
