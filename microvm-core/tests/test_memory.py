@@ -101,7 +101,7 @@ def test_a_write_that_does_not_fit_writes_nothing(two_regions: GuestMemory) -> N
     assert two_regions.read(0x1FFC, 4) == bytes(4)
 
 
-def test_30_u16_cells_are_little_endian_and_aligned(two_regions: GuestMemory) -> None:
+def test_row_30_u16_cells_are_little_endian_and_aligned(two_regions: GuestMemory) -> None:
     two_regions.store_u16(0x1002, 0xABCD)
     assert two_regions.read(0x1000, 6) == struct.pack("<HHH", 0, 0xABCD, 0)
     assert two_regions.load_u16(0x1002) == 0xABCD

@@ -60,6 +60,7 @@ def ops(packets: list[Received]) -> list[int]:
 
 @pytest.mark.parametrize("length", [1, 43])
 async def test_a_tx_chain_shorter_than_a_header_breaks_the_queue(length: int) -> None:
+    """Row 52."""
     device, guest = VsockDevice(VsockConfig()), GuestVsock()
     async with device.lifespan():
         guest.put_bytes([bytes(length)])
@@ -69,6 +70,7 @@ async def test_a_tx_chain_shorter_than_a_header_breaks_the_queue(length: int) ->
 
 @pytest.mark.parametrize("length", [1, 43, 44])
 async def test_an_rx_buffer_without_room_for_a_packet_breaks_the_queue(length: int) -> None:
+    """Row 52."""
     device, guest = VsockDevice(VsockConfig()), GuestVsock()
     async with device.lifespan():
         guest.rx.add([], [length])
@@ -78,6 +80,7 @@ async def test_an_rx_buffer_without_room_for_a_packet_breaks_the_queue(length: i
 
 
 async def test_a_driver_with_one_queue_is_refused() -> None:
+    """Row 52."""
     device, guest = VsockDevice(VsockConfig()), GuestVsock()
     async with device.lifespan():
         with pytest.raises(QueueError):
@@ -85,7 +88,7 @@ async def test_a_driver_with_one_queue_is_refused() -> None:
 
 
 async def test_a_broken_queue_fails_the_device_even_when_a_program_finds_it() -> None:
-    """connect() fills RX on its own task; the error belongs to `run`, and connect waits on."""
+    """Row 52. connect() fills RX on its own task; the error is for `run`, and connect waits on."""
     device, guest = VsockDevice(VsockConfig()), GuestVsock()
     async with device.lifespan(), trio.open_nursery() as nursery:
         guest.rx.add([], [10])
@@ -106,6 +109,7 @@ async def test_a_broken_queue_fails_the_device_even_when_a_program_finds_it() ->
 async def test_a_packet_longer_than_its_buffers_or_64_kib_resets_its_connection(
     length: int, carried: int
 ) -> None:
+    """Row 52."""
     async with connected() as (device, guest, stream):
         guest.send(Op.RW, GUEST_PORT, PORT, bytes(carried), len=length)
         assert ops(await guest.settled()) == [Op.RST]
@@ -114,6 +118,7 @@ async def test_a_packet_longer_than_its_buffers_or_64_kib_resets_its_connection(
 
 
 async def test_a_payload_may_be_cut_over_descriptors_anywhere() -> None:
+    """Row 52."""
     payload = bytes(range(100))
     async with connected() as (_, guest, stream):
         header = guest.packet(Op.RW, GUEST_PORT, PORT, len=100, buf_alloc=PLENTY).pack()
@@ -125,6 +130,7 @@ async def test_a_payload_may_be_cut_over_descriptors_anywhere() -> None:
 
 
 async def test_buffers_longer_than_the_packet_do_not_lengthen_it() -> None:
+    """Row 52."""
     async with connected() as (_, guest, stream):
         header = guest.packet(Op.RW, GUEST_PORT, PORT, len=3, buf_alloc=PLENTY).pack()
         guest.put_bytes([header, b"abcdef"])
@@ -138,6 +144,7 @@ async def test_buffers_longer_than_the_packet_do_not_lengthen_it() -> None:
 async def test_rx_buffers_of_any_size_are_filled_and_no_packet_exceeds_64_kib(
     split: bool, room: int
 ) -> None:
+    """Row 52."""
     guest = GuestVsock(split=split, rx_buffer_bytes=HEADER_BYTES + room)
     sent = os.urandom(min(room * 50, 150_000))
     async with connected(guest) as (_, _, stream):
@@ -157,6 +164,7 @@ async def test_rx_buffers_of_any_size_are_filled_and_no_packet_exceeds_64_kib(
 async def test_a_packet_with_other_cids_is_dropped_without_an_answer(
     fields: dict[str, int],
 ) -> None:
+    """Row 53."""
     async with connected() as (device, guest, stream):
         guest.send(Op.RW, GUEST_PORT, PORT, b"forged", **fields)
         guest.send(Op.RST, GUEST_PORT, PORT, **fields)
@@ -168,6 +176,7 @@ async def test_a_packet_with_other_cids_is_dropped_without_an_answer(
 
 @pytest.mark.parametrize("type_", [0, 2, 3, 0xFFFF])
 async def test_a_type_not_negotiated_is_answered_by_rst_and_harms_no_stream(type_: int) -> None:
+    """Row 54."""
     async with connected() as (_, guest, stream):
         guest.send(Op.REQUEST, 1, PORT, type=type_)
         guest.send(Op.RW, GUEST_PORT, PORT, b"other type", type=type_)
@@ -178,6 +187,7 @@ async def test_a_type_not_negotiated_is_answered_by_rst_and_harms_no_stream(type
 
 @pytest.mark.parametrize("op", [0, 8, 0xFFFF])
 async def test_an_unknown_operation_is_dropped(op: int) -> None:
+    """Row 54."""
     async with connected() as (device, guest, stream):
         guest.send(op, GUEST_PORT, PORT)
         assert await guest.settled() == []
@@ -186,6 +196,7 @@ async def test_an_unknown_operation_is_dropped(op: int) -> None:
 
 
 async def test_an_rst_is_never_answered() -> None:
+    """Row 54."""
     async with vsock() as (_, guest):
         for type_ in (1, 2, 0):
             guest.send(Op.RST, 1, 2, type=type_)
@@ -193,6 +204,7 @@ async def test_an_rst_is_never_answered() -> None:
 
 
 async def test_reserved_shutdown_flags_and_none_at_all_mean_nothing() -> None:
+    """Row 54."""
     async with connected() as (_, guest, stream):
         guest.send(Op.SHUTDOWN, GUEST_PORT, PORT, flags=0)
         guest.send(Op.SHUTDOWN, GUEST_PORT, PORT, flags=0xFFFF_FFFC)
@@ -208,6 +220,7 @@ async def test_reserved_shutdown_flags_and_none_at_all_mean_nothing() -> None:
     [Op.RESPONSE, Op.SHUTDOWN, Op.RW, Op.CREDIT_UPDATE, Op.CREDIT_REQUEST, Op.INVALID, 99],
 )
 async def test_a_packet_of_no_connection_is_answered_by_rst(op: int) -> None:
+    """Row 55."""
     async with vsock() as (_, guest):
         guest.send(op, 1, 2)
         (answer,) = await guest.settled()
@@ -215,6 +228,7 @@ async def test_a_packet_of_no_connection_is_answered_by_rst(op: int) -> None:
 
 
 async def test_a_request_for_a_live_connection_is_refused_and_does_not_harm_it() -> None:
+    """Row 55."""
     async with connected() as (_, guest, stream):
         guest.send(Op.REQUEST, GUEST_PORT, PORT, buf_alloc=0)
         assert ops(await guest.settled()) == [Op.RST]
@@ -222,6 +236,7 @@ async def test_a_request_for_a_live_connection_is_refused_and_does_not_harm_it()
 
 
 async def test_an_unasked_response_resets_the_connection_that_it_names() -> None:
+    """Row 55."""
     async with connected() as (device, guest, _):
         guest.send(Op.RESPONSE, GUEST_PORT, PORT)
         assert ops(await guest.settled()) == [Op.RST]
@@ -229,6 +244,7 @@ async def test_an_unasked_response_resets_the_connection_that_it_names() -> None
 
 
 async def test_a_request_to_a_port_that_nobody_serves_is_refused() -> None:
+    """Row 55."""
     async with vsock() as (_, guest):
         guest.send(Op.REQUEST, 1, 99)
         assert ops(await guest.settled()) == [Op.RST]
@@ -238,6 +254,7 @@ async def test_a_request_to_a_port_that_nobody_serves_is_refused() -> None:
 
 
 async def test_requests_beyond_the_backlog_of_a_listener_are_refused() -> None:
+    """Row 56."""
     async with vsock() as (device, guest), device.listen(PORT) as listener:
         answers = []
         for port in range(limits.LISTEN_BACKLOG + 10):
@@ -251,6 +268,7 @@ async def test_requests_beyond_the_backlog_of_a_listener_are_refused() -> None:
 
 
 async def test_the_1024th_connection_is_refused_and_room_is_made_by_closing() -> None:
+    """Row 56."""
     async with vsock() as (device, guest), device.listen(PORT) as listener:
         streams = []
         for port in range(limits.MAX_CONNECTIONS):
@@ -272,6 +290,7 @@ async def test_the_1024th_connection_is_refused_and_room_is_made_by_closing() ->
 
 
 async def test_a_storm_of_requests_leaves_nothing_behind() -> None:
+    """Row 56."""
     async with vsock() as (device, guest):
         before = len(os.listdir("/proc/self/fd"))
         for port in range(5000):
@@ -284,6 +303,7 @@ async def test_a_storm_of_requests_leaves_nothing_behind() -> None:
 
 
 async def test_a_host_out_of_descriptors_refuses_the_guest_and_recovers() -> None:
+    """Row 56."""
     async with vsock() as (device, guest), device.listen(PORT) as listener:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
@@ -303,6 +323,7 @@ async def test_a_host_out_of_descriptors_refuses_the_guest_and_recovers() -> Non
 
 
 async def test_a_guest_without_buffers_gets_nothing_but_one_request_for_credit() -> None:
+    """Row 57."""
     async with connected(buf_alloc=0) as (_, guest, stream):
         for _ in range(3):
             await stream.send_all(b"waiting")
@@ -317,6 +338,7 @@ async def test_a_guest_without_buffers_gets_nothing_but_one_request_for_credit()
 
 
 async def test_no_more_than_the_guests_credit_is_ever_sent() -> None:
+    """Row 57."""
     async with connected(buf_alloc=5000) as (_, guest, stream):
         await stream.send_all(bytes(100_000))
         assert sum(p.header.len for p in await guest.settled()) == 5000
@@ -329,6 +351,7 @@ async def test_no_more_than_the_guests_credit_is_ever_sent() -> None:
 
 
 async def test_a_guest_that_exceeds_its_credit_is_reset() -> None:
+    """Row 57."""
     async with connected() as (device, guest, stream):
         answers = []
         sent = 0
@@ -344,6 +367,7 @@ async def test_a_guest_that_exceeds_its_credit_is_reset() -> None:
 
 
 async def test_credit_is_told_before_the_guest_stands_still() -> None:
+    """Row 57."""
     async with connected() as (_, guest, stream):
         told = 0
         for sent in range(0, 4 << 20, 50_000):
@@ -359,6 +383,7 @@ async def test_credit_is_told_before_the_guest_stands_still() -> None:
 
 
 async def test_a_credit_request_is_answered_by_a_credit_update() -> None:
+    """Row 57."""
     async with connected() as (_, guest, stream):
         guest.send(Op.RW, GUEST_PORT, PORT, b"abc")
         guest.send(Op.CREDIT_REQUEST, GUEST_PORT, PORT)
@@ -369,6 +394,7 @@ async def test_a_credit_request_is_answered_by_a_credit_update() -> None:
 
 
 async def test_counters_wrap_at_4_gib_without_losing_a_byte() -> None:
+    """Row 57."""
     guest = GuestVsock(buf_alloc=64 * 1024)
     near_wrap = (1 << 32) - 100_000
     sent = os.urandom(400_000)
@@ -402,6 +428,7 @@ async def test_counters_wrap_at_4_gib_without_losing_a_byte() -> None:
 
 
 async def test_a_guest_that_does_not_read_stops_the_hosts_writer() -> None:
+    """Row 58."""
     async with connected(buf_alloc=4096) as (_, guest, stream):
         with trio.move_on_after(0.05) as scope:
             await stream.send_all(bytes(8 << 20))
@@ -410,6 +437,7 @@ async def test_a_guest_that_does_not_read_stops_the_hosts_writer() -> None:
 
 
 async def test_a_host_that_does_not_read_stops_the_guests_writer() -> None:
+    """Row 58."""
     guest = GuestVsock(buf_alloc=4 * limits.BUF_ALLOC)
     async with vsock(guest) as (device, _), trio.open_nursery() as nursery:
         nursery.start_soon(guest.serve)
@@ -425,6 +453,7 @@ async def test_a_host_that_does_not_read_stops_the_guests_writer() -> None:
 
 
 async def test_tx_is_served_while_rx_is_full() -> None:
+    """Row 58."""
     guest = GuestVsock(queue_size=2)
     async with connected(guest) as (_, _, stream):
         guest.auto_rx = False
@@ -436,6 +465,7 @@ async def test_tx_is_served_while_rx_is_full() -> None:
 
 
 async def test_a_guest_that_takes_no_rsts_is_not_listened_to_until_it_does() -> None:
+    """Row 58."""
     guest = GuestVsock(queue_size=2)
     async with vsock(guest) as (device, _):
         guest.auto_rx = False
@@ -459,6 +489,7 @@ async def test_a_guest_that_takes_no_rsts_is_not_listened_to_until_it_does() -> 
 
 
 async def test_a_host_that_vanishes_with_bytes_unread_resets_the_guest() -> None:
+    """Row 59."""
     async with connected() as (device, guest, stream):
         guest.send(Op.RW, GUEST_PORT, PORT, b"never read")
         await trio.testing.wait_all_tasks_blocked()
@@ -468,6 +499,7 @@ async def test_a_host_that_vanishes_with_bytes_unread_resets_the_guest() -> None
 
 
 async def test_what_a_host_sent_before_it_closed_is_delivered_and_the_end_told_last() -> None:
+    """Row 59."""
     async with connected() as (_, guest, stream):
         await stream.send_all(bytes(100_000))
         await stream.aclose()
@@ -478,6 +510,7 @@ async def test_what_a_host_sent_before_it_closed_is_delivered_and_the_end_told_l
 
 
 async def test_what_a_guest_sent_before_it_closed_is_delivered_to_a_slow_reader() -> None:
+    """Row 59."""
     sent = os.urandom(limits.BUF_ALLOC)
     async with connected() as (device, guest, stream):
         for start in range(0, len(sent), 1000):
@@ -497,6 +530,7 @@ async def test_what_a_guest_sent_before_it_closed_is_delivered_to_a_slow_reader(
 
 
 async def test_data_for_a_host_that_reads_no_more_ends_that_direction_alone() -> None:
+    """Row 59."""
     async with connected() as (device, guest, stream):
         stream.socket.shutdown(trio.socket.SHUT_RD)
         guest.send(Op.RW, GUEST_PORT, PORT, b"too late", buf_alloc=PLENTY)
@@ -509,6 +543,7 @@ async def test_data_for_a_host_that_reads_no_more_ends_that_direction_alone() ->
 
 
 async def test_a_hundred_aborted_hosts_leave_room_for_the_next() -> None:
+    """Row 59."""
     async with vsock() as (device, guest), device.listen(PORT) as listener:
         for port in range(100):
             guest.send(Op.REQUEST, port, PORT, buf_alloc=PLENTY)
@@ -529,6 +564,7 @@ async def test_a_hundred_aborted_hosts_leave_room_for_the_next() -> None:
 
 
 async def test_what_a_host_will_never_read_does_not_keep_its_connection() -> None:
+    """Row 59."""
     async with connected() as (device, guest, stream):
         for _ in range(limits.BUF_ALLOC // 1000):
             guest.send(Op.RW, GUEST_PORT, PORT, bytes(1000), buf_alloc=PLENTY)
@@ -548,6 +584,7 @@ async def test_what_a_host_will_never_read_does_not_keep_its_connection() -> Non
 
 
 async def test_what_is_owed_to_a_guest_without_rx_buffers_does_not_grow() -> None:
+    """Row 59."""
     guest = GuestVsock(queue_size=2)
     async with connected(guest) as (device, _, _):
         guest.auto_rx = False
@@ -567,6 +604,7 @@ class StarvingGuest(GuestVsock):
 
 
 async def test_connections_that_a_starving_guest_forgets_leave_nothing_to_be_paid() -> None:
+    """Row 59."""
     device, guest = VsockDevice(VsockConfig()), StarvingGuest()
     async with guest.attached(device), trio.open_nursery() as nursery, device.listen(PORT) as ours:
 

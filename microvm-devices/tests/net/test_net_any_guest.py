@@ -49,7 +49,7 @@ def rest(error: BaseException) -> list[BaseException]:
     vnet_header=st.booleans(),
 )
 @how(max_examples=150, deadline=None)
-def test_46_48_50_any_chains_on_any_queue_do_no_harm(
+def test_row_46_48_50_any_chains_on_any_queue_do_no_harm(
     features: int,
     chains: list[tuple[int, list[bytes], list[int], bool]],
     frames: list[int],

@@ -43,7 +43,7 @@ def test_a_table_of_addresses_is_as_long_as_it_says() -> None:
         assert control().command(bytes([MACS, 0]) + body + b"x") == ERR
 
 
-def test_50_a_table_that_claims_four_thousand_million_addresses_costs_nothing() -> None:
+def test_row_50_a_table_that_claims_four_thousand_million_addresses_costs_nothing() -> None:
     tracemalloc.start()
     try:
         assert control().command(bytes([MACS, 0]) + b"\xff" * 4 + PEER) == ERR
@@ -67,7 +67,7 @@ def test_the_address_can_be_set_unless_it_was_given_and_to_no_groups() -> None:
 @pytest.mark.parametrize(
     ("pairs", "ack"), [(0, ERR), (1, OK), (4, OK), (5, ERR), (0x8001, ERR), (0xFFFF, ERR)]
 )
-def test_50_as_many_pairs_as_there_are(pairs: int, ack: int) -> None:
+def test_row_50_as_many_pairs_as_there_are(pairs: int, ack: int) -> None:
     made = control()
     assert made.command(bytes([MQ, 0]) + struct.pack("<H", pairs)) == ack
     assert made.pairs == (pairs if ack == OK else 1)
@@ -92,12 +92,12 @@ def test_50_as_many_pairs_as_there_are(pairs: int, ack: int) -> None:
         b"\xff" * 100,
     ],
 )
-def test_50_what_is_not_offered_is_an_error(command: bytes) -> None:
+def test_row_50_what_is_not_offered_is_an_error(command: bytes) -> None:
     assert control().command(command) == ERR
 
 
 @given(st.binary(max_size=300))
-def test_50_any_command_has_an_answer(command: bytes) -> None:
+def test_row_50_any_command_has_an_answer(command: bytes) -> None:
     made = control()
     assert made.command(command) in (OK, ERR)
     assert 1 <= made.pairs <= 4
@@ -158,14 +158,14 @@ async def test_31_commands_that_come_while_others_are_served_are_not_forgotten()
 
 
 @pytest.mark.parametrize("readable", [[], [b"\0"], [b"\0", b"\0", b"\1"], [bytes(1 << 20)]])
-async def test_50_a_command_is_cut_in_any_way_and_of_any_length(readable: list[bytes]) -> None:
+async def test_row_50_a_command_is_cut_in_any_way_and_of_any_length(readable: list[bytes]) -> None:
     async with running(NetDevice(ScriptedNet(), settings()), F_CTRL_VQ) as driver:
         used = await driver.control.ask(readable, [1, 3])
         assert used.written == 1
         assert used.data[0] == (OK if len(readable) == 3 else ERR)
 
 
-async def test_50_a_command_of_any_length_costs_what_is_looked_at_of_it() -> None:
+async def test_row_50_a_command_of_any_length_costs_what_is_looked_at_of_it() -> None:
     async with running(NetDevice(ScriptedNet(), settings()), F_CTRL_VQ) as driver:
         control = driver.control
         block, _ = control.heap.take(1 << 20)
@@ -185,7 +185,7 @@ async def test_50_a_command_of_any_length_costs_what_is_looked_at_of_it() -> Non
         assert driver.memory.read(ack, 1) == bytes([ERR])
 
 
-async def test_50_a_command_without_room_for_its_answer_is_the_drivers_fault() -> None:
+async def test_row_50_a_command_without_room_for_its_answer_is_the_drivers_fault() -> None:
     device = NetDevice(ScriptedNet(), settings())
     driver = NetDriver(F_CTRL_VQ)
     driver.control.add([b"\0\0\1"])

@@ -50,14 +50,14 @@ def sent(
 
 
 @pytest.mark.parametrize("flags", [0, DATA_VALID, 4, 0xF8, 0xFE])
-def test_47_flags_that_mean_nothing_to_a_device_are_ignored(flags: int) -> None:
+def test_row_47_flags_that_mean_nothing_to_a_device_are_ignored(flags: int) -> None:
     assert sent(header(flags, hdr_len=0xFFFF, size=9, start=0xFFFF, offset=0xFFFF)) == PLAIN
 
 
 @pytest.mark.parametrize(
     ("length", "good"), [(1518, True), (1519, False), (MAX_FRAME_BYTES, False)]
 )
-def test_46_a_frame_that_is_not_to_be_cut_is_no_longer_than_the_mtu(
+def test_row_46_a_frame_that_is_not_to_be_cut_is_no_longer_than_the_mtu(
     length: int, good: bool
 ) -> None:
     wanted = PLAIN if good else Fault.LONG
@@ -77,13 +77,13 @@ def test_46_a_frame_that_is_not_to_be_cut_is_no_longer_than_the_mtu(
         (0xFFFF, 0xFFFF, False),
     ],
 )
-def test_47_a_checksum_lies_within_the_frame(start: int, offset: int, good: bool) -> None:
+def test_row_47_a_checksum_lies_within_the_frame(start: int, offset: int, good: bool) -> None:
     given_header = header(NEEDS_CSUM, start=start, offset=offset)
     assert sent(given_header) == (given_header if good else Fault.CHECKSUM)
 
 
 @pytest.mark.parametrize("gso", [UDP, UDP_L4, 2, 6, 0x7F, 0xFF, ECN, ECN | TCPV4, ECN | TCPV6])
-def test_47_segments_of_a_kind_that_was_not_offered_go_nowhere(gso: int) -> None:
+def test_row_47_segments_of_a_kind_that_was_not_offered_go_nowhere(gso: int) -> None:
     assert sent(header(NEEDS_CSUM, gso, 54, 1448, 34, 16)) is Fault.OFFLOAD
 
 
@@ -96,7 +96,7 @@ def test_nothing_is_done_that_was_not_negotiated(gso: int, needed: Offload) -> N
     assert sent(given_header, offloads=ALL & ~needed) is Fault.OFFLOAD
 
 
-def test_47_segments_need_a_size_and_a_checksum_and_hdr_len_is_not_passed_on() -> None:
+def test_row_47_segments_need_a_size_and_a_checksum_and_hdr_len_is_not_passed_on() -> None:
     assert sent(header(NEEDS_CSUM, TCPV4, 54, 0, 34, 16)) is Fault.SEGMENTS
     assert sent(header(0, TCPV4, 54, 1448, 34, 16)) is Fault.SEGMENTS
     good = header(NEEDS_CSUM, TCPV4, 0xFFFF, 1448, 34, 16)
@@ -104,14 +104,14 @@ def test_47_segments_need_a_size_and_a_checksum_and_hdr_len_is_not_passed_on() -
     assert sent(good, length=MAX_FRAME_BYTES + 1) is Fault.LONG
 
 
-def test_51_another_source_address_than_ours_goes_nowhere() -> None:
+def test_row_51_another_source_address_than_ours_goes_nowhere() -> None:
     assert sent(header(), only_from=MAC) == PLAIN
     assert sent(header(), only_from=PEER) is Fault.SPOOFED
     assert sent(header(NEEDS_CSUM, start=34, offset=16), only_from=PEER) is Fault.SPOOFED
 
 
 @given(st.binary(min_size=HEAD_BYTES, max_size=HEAD_BYTES), st.integers(14, 70_000))
-def test_47_whatever_a_header_says_what_leaves_is_sound(head: bytes, length: int) -> None:
+def test_row_47_whatever_a_header_says_what_leaves_is_sound(head: bytes, length: int) -> None:
     made = TransmitRules(offloads=Offload.CSUM | Offload.TSO4, mtu=1500).head(head, length)
     if isinstance(made, Fault):
         return

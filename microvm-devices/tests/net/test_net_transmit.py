@@ -77,7 +77,7 @@ async def test_a_frame_arrives_with_a_header_where_the_link_takes_one() -> None:
 
 @given(cut=st.lists(st.integers(0, HEADER_BYTES + len(FRAME)), max_size=12).map(sorted))
 @how(max_examples=60, deadline=None)
-def test_46_a_frame_may_be_cut_anywhere(cut: list[int]) -> None:
+def test_row_46_a_frame_may_be_cut_anywhere(cut: list[int]) -> None:
     cut = [place for place, following in pairwise([*cut, -1]) if place != following]
 
     async def check() -> None:
@@ -94,7 +94,7 @@ def test_46_a_frame_may_be_cut_anywhere(cut: list[int]) -> None:
     [b"x", PLAIN[:-1], PLAIN, PLAIN + FRAME[:13], PLAIN + ethernet(bytes(1505))],
     ids=["a byte", "half a header", "a header", "no Ethernet header", "beyond the MTU"],
 )
-async def test_46_what_is_no_frame_is_dropped_and_handed_back(data: bytes) -> None:
+async def test_row_46_what_is_no_frame_is_dropped_and_handed_back(data: bytes) -> None:
     net = ScriptedNet()
     device = NetDevice(net, settings())
     async with running(device) as driver:
@@ -106,7 +106,7 @@ async def test_46_what_is_no_frame_is_dropped_and_handed_back(data: bytes) -> No
     assert device.counters()["sent_dropped"] == device.counters()["errors"] == 1
 
 
-async def test_46_a_chain_without_anything_to_read_is_dropped() -> None:
+async def test_row_46_a_chain_without_anything_to_read_is_dropped() -> None:
     net = ScriptedNet()
     async with running(NetDevice(net, settings())) as driver:
         driver.tx.add(writable=[64])
@@ -117,7 +117,7 @@ async def test_46_a_chain_without_anything_to_read_is_dropped() -> None:
         assert await net.link.sent() == FRAME
 
 
-async def test_46_nothing_is_longer_than_the_longest_frame() -> None:
+async def test_row_46_nothing_is_longer_than_the_longest_frame() -> None:
     net = ScriptedNet(vnet_header=True, offloads=OFFLOADS)
     async with running(NetDevice(net, settings()), F_CSUM | F_HOST_TSO4) as driver:
         longest = ethernet(bytes(MAX_FRAME_BYTES - 14))
@@ -128,7 +128,7 @@ async def test_46_nothing_is_longer_than_the_longest_frame() -> None:
         assert not net.link.taken
 
 
-async def test_47_an_offload_that_was_not_negotiated_is_dropped_also_where_it_was_offered() -> None:
+async def test_row_47_an_offload_not_negotiated_is_dropped_also_where_it_was_offered() -> None:
     net = ScriptedNet(vnet_header=True, offloads=OFFLOADS)
     device = NetDevice(net, settings())
     async with running(device) as driver:
@@ -138,7 +138,7 @@ async def test_47_an_offload_that_was_not_negotiated_is_dropped_also_where_it_wa
     assert not net.link.taken
 
 
-async def test_51_a_spoofed_source_is_dropped_if_the_address_was_given() -> None:
+async def test_row_51_a_spoofed_source_is_dropped_if_the_address_was_given() -> None:
     for fixed in (True, False):
         net = ScriptedNet()
         device = NetDevice(net, settings(fixed_mac=fixed))
@@ -319,7 +319,7 @@ async def test_the_rest_of_a_frame_goes_out_though_nothing_else_is_sent(frames: 
         assert (len(link.taken), link.flushed) == (frames, True)
 
 
-async def test_46_and_31_frames_offered_while_the_device_sleeps_are_never_forgotten() -> None:
+async def test_row_46_and_31_frames_offered_while_the_device_sleeps_are_never_forgotten() -> None:
     """Row 31: one by one, and each waits for the device's notice of the last."""
     net = ScriptedNet()
     async with running(NetDevice(net, settings()), size=4) as driver:
