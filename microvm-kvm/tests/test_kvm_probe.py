@@ -18,8 +18,8 @@ from microvm.testing.census import Census
 from microvm.testing.hypervisor import FakeHypervisor, FakeVcpu, Script, Spin, Step
 from microvm_kvm import plugin
 from microvm_kvm._abi import constants, ioctls
-from microvm_kvm._probe import examine, probe
-from microvm_kvm._trial import BOUND_S, LONG_MODE, try_guests
+from microvm_kvm._probe import Trials, examine, probe
+from microvm_kvm._trial import BOUND_S, LONG_MODE, TrialResult, try_guests
 
 
 class AnsweringCalls:
@@ -202,6 +202,23 @@ def test_a_guest_that_hangs_is_ended_in_time() -> None:
     result = try_guests(playing(Spin()))
     assert result.pieces["popcnt"] == f"no answer within {BOUND_S:g} s"
     assert result.mips is None
+    assert result.out_of_time
+
+
+def test_a_trial_is_remembered_unless_it_ran_out_of_time() -> None:
+    tried = []
+
+    def try_on(device: str) -> tuple[TrialResult, float]:
+        tried.append(device)
+        return TrialResult(pieces={}, out_of_time=len(tried) == 1), 1.0
+
+    trials = Trials(try_on)
+    assert [trials.of("/dev/kvm")[0].out_of_time for _ in range(3)] == [True, False, False]
+    assert tried == ["/dev/kvm"] * 2
+
+
+def test_a_trial_that_ended_by_itself_did_not_run_out_of_time() -> None:
+    assert not try_guests(playing(*[FAULT] * PIECES, Shutdown())).out_of_time
 
 
 def test_the_speed_of_the_small_guest_is_measured_from_answer_to_answer() -> None:

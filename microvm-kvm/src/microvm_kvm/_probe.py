@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from microvm.abc import ProbeReport
@@ -69,7 +68,7 @@ def examine(
     try:
         os.close(open_kvm(calls or KernelCalls(), device))
         if hypervisor is None and calls is None:
-            result, took_ms = _tried(device)
+            result, took_ms = TRIALS.of(device)
         else:
             result, took_ms = _try(device, calls, hypervisor)
     except BackendUnavailable as error:
@@ -131,10 +130,30 @@ def _try(
     return result, (time.perf_counter() - start) * 1000
 
 
-@functools.lru_cache(maxsize=4)
-def _tried(device: str) -> tuple[TrialResult, float]:
-    """What the host's CPU can do does not change. A failure to try it may: it is not kept."""
-    return _try(device, None, None)
+class Trials:
+    """What guests did on each device, tried once: what the host's CPU can do does not change.
+
+    A failure to try may, and a guest that ran out of time had a busy host: these are not kept.
+
+    Args:
+        try_on: Tries guests on a device, as `_try`.
+    """
+
+    def __init__(self, try_on: Callable[[str], tuple[TrialResult, float]]) -> None:
+        self._try_on = try_on
+        self._kept: dict[str, tuple[TrialResult, float]] = {}
+
+    def of(self, device: str) -> tuple[TrialResult, float]:
+        """What they did, and how many milliseconds it took to find out."""
+        found = self._kept.get(device)
+        if found is None:
+            found = self._try_on(device)
+            if not found[0].out_of_time:
+                self._kept[device] = found
+        return found
+
+
+TRIALS: Final = Trials(lambda device: _try(device, None, None))
 
 
 def _unusable(

@@ -127,6 +127,8 @@ class TrialResult:
     """What happened to the 16-bit guest, or None if it ran or was not needed."""
     mips: float | None = None
     """Million instructions a second of the 16-bit guest, where it ran."""
+    out_of_time: bool = False
+    """Whether a guest was ended. A host that was busy says nothing of its CPU."""
 
     @property
     def runs_kernels(self) -> bool:
@@ -180,7 +182,7 @@ def _try_on(vcpu: Vcpu, memory: GuestMemory, clock: Callable[[], float]) -> Tria
         small = small or bounded.fault()
         took = clock() - start
         mips = None if small else 2 * LOOPS / max(took, 1e-6) / 1e6
-        return TrialResult(pieces=pieces, small=small, mips=mips)
+        return TrialResult(pieces=pieces, small=small, mips=mips, out_of_time=bounded.out_of_time)
 
 
 class _Bounded:
@@ -202,6 +204,11 @@ class _Bounded:
     def _end(self) -> None:
         self._over.set()
         self._vcpu.kick()
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether they have."""
+        return self._over.is_set()
 
     def fault(self) -> str | None:
         """Run, and say what the guest did other than give the answer."""

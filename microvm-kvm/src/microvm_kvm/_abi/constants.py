@@ -17,8 +17,6 @@ KVM_CAP_IRQCHIP: Final = 0
 KVM_CAP_USER_MEMORY: Final = 3
 KVM_CAP_SET_TSS_ADDR: Final = 4
 KVM_CAP_EXT_CPUID: Final = 7
-KVM_CAP_NR_VCPUS: Final = 9
-KVM_CAP_NR_MEMSLOTS: Final = 10
 KVM_CAP_MP_STATE: Final = 14
 KVM_CAP_DESTROY_MEMORY_REGION_WORKS: Final = 21
 KVM_CAP_IRQFD: Final = 32
@@ -26,7 +24,6 @@ KVM_CAP_PIT2: Final = 33
 KVM_CAP_IOEVENTFD: Final = 36
 KVM_CAP_MAX_VCPUS: Final = 66
 KVM_CAP_TSC_DEADLINE_TIMER: Final = 72
-KVM_CAP_KVMCLOCK_CTRL: Final = 76
 
 # --- flags and states ------------------------------------------------------------------------
 
@@ -36,13 +33,10 @@ KVM_CPUID_FLAG_SIGNIFCANT_INDEX: Final = 1 << 0  # the header's own spelling
 KVM_MP_STATE_UNINITIALIZED: Final = 1
 KVM_MP_STATE_INIT_RECEIVED: Final = 2
 KVM_MP_STATE_HALTED: Final = 3
-KVM_APIC_REG_SIZE: Final = 0x400
 
 # --- exits -----------------------------------------------------------------------------------
 
-KVM_EXIT_UNKNOWN: Final = 0
 KVM_EXIT_IO: Final = 2
-KVM_EXIT_DEBUG: Final = 4
 KVM_EXIT_HLT: Final = 5
 KVM_EXIT_MMIO: Final = 6
 KVM_EXIT_SHUTDOWN: Final = 8
@@ -51,7 +45,6 @@ KVM_EXIT_INTR: Final = 10
 KVM_EXIT_INTERNAL_ERROR: Final = 17
 KVM_EXIT_SYSTEM_EVENT: Final = 24
 
-KVM_EXIT_IO_IN: Final = 0
 KVM_EXIT_IO_OUT: Final = 1
 
 KVM_INTERNAL_ERROR_EMULATION: Final = 1
