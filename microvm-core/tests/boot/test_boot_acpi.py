@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microvm.arch.x86_64 import layout
-from microvm.arch.x86_64.board import BoardDescription, VirtioSlot
+from microvm.arch.x86_64.board import MAX_VCPU_COUNT, BoardDescription, VirtioSlot
 from microvm.boot.x86 import aml
 from microvm.boot.x86.acpi import acpi_tables
 from microvm.boot.x86.placement import BOOT_STRUCTURES
@@ -21,7 +21,7 @@ SLOTS = tuple(
 )
 SMALL = BoardDescription(vcpu_count=1, has_com1=False)
 USUAL = BoardDescription(vcpu_count=2, virtio=SLOTS[:2])
-LARGEST = BoardDescription(vcpu_count=255, virtio=SLOTS)
+LARGEST = BoardDescription(vcpu_count=MAX_VCPU_COUNT, virtio=SLOTS)
 boards = pytest.mark.parametrize("board", [SMALL, USUAL, LARGEST], ids=["small", "usual", "most"])
 
 
@@ -107,7 +107,7 @@ def test_the_fadts_registers_are_the_three_ports() -> None:
     assert fadt[128] == layout.ACPI_RESET_VALUE
 
 
-@pytest.mark.parametrize("count", [1, 2, 255])
+@pytest.mark.parametrize("count", [1, 2, MAX_VCPU_COUNT])
 def test_the_madt_has_the_io_apic_and_each_vcpu(count: int) -> None:
     madt = Reader(BoardDescription(vcpu_count=count)).madt
     assert struct.unpack_from("<II", madt, 36) == (layout.LOCAL_APIC, 0)
@@ -243,8 +243,8 @@ ONE = SLOTS[0]
 @pytest.mark.parametrize(
     ("count", "virtio", "reason"),
     [
-        (0, (), "1 to 255 vCPUs, not 0"),
-        (256, (), "1 to 255 vCPUs, not 256"),
+        (0, (), "1 to 254 vCPUs, not 0"),
+        (255, (), "1 to 254 vCPUs, not 255"),
         (1, (ONE, ONE._replace(gsi=6)), "have their registers at 0xd0000000"),
         (1, (ONE, ONE._replace(base=0xD000_1000)), "have interrupt 5"),
         (1, (ONE._replace(gsi=4),), "have interrupt 4"),

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from microvm.arch.x86_64 import layout
-from microvm.arch.x86_64.board import BoardDescription
+from microvm.arch.x86_64.board import MAX_VCPU_COUNT, BoardDescription
 from microvm.boot.x86.mptable import MAX_PROCESSORS, mp_table
 
 LENGTHS = {0: 20, 1: 8, 2: 8, 3: 8, 4: 8}
@@ -30,7 +30,7 @@ def entries(vcpu_count: int) -> list[bytes]:
     return found
 
 
-COUNTS = (1, 2, MAX_PROCESSORS, 255)
+COUNTS = (1, 2, MAX_PROCESSORS, MAX_VCPU_COUNT)
 
 
 @pytest.mark.parametrize("count", COUNTS)

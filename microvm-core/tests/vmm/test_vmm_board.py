@@ -6,7 +6,7 @@ import trio
 from microvm import ConfigError
 from microvm.arch.x86_64 import layout
 from microvm.exits import MmioRead, MmioWrite, PioRead, PioWrite
-from microvm.testing.hypervisor import Spin
+from microvm.testing.hypervisor import FakeHypervisor, Spin
 
 from .scripted_machine import (
     ACCEPT,
@@ -64,6 +64,15 @@ async def test_memory_beyond_3_gib_goes_behind_the_hole(machine_on) -> None:
         (vm,) = machine.hypervisor.vms
         spans = [(region.start, region.end) for region in vm.regions]
     assert spans == [(0, 0xC000_0000), (0x1_0000_0000, 0x1_0400_0000)]
+
+
+async def test_a_machine_has_no_more_vcpus_than_apic_ids_whatever_its_hypervisor_says(
+    machine_on,
+) -> None:
+    hypervisor = FakeHypervisor(max_vcpu_count=1024)
+    with pytest.raises(ConfigError, match="may have 254, not 255"):
+        async with machine_on(hypervisor=hypervisor, vcpu_count=255):
+            pass
 
 
 def test_everything_that_the_board_can_not_hold_is_told_at_once(machine_on) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from microvm.arch.x86_64.board import MAX_VCPU_COUNT
 from microvm.errors import BackendUnavailable, HypervisorCallError
 from microvm_kvm import _cpuid, _msrs
 from microvm_kvm._abi import constants as kvm
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from microvm_kvm._cpuid import CpuidEntry
 
 DEVICE: Final = "/dev/kvm"
-
-MAX_VCPUS: Final = 254
-"""APIC ids of 8 bits, less the broadcast's (0xff), and one is left for the I/O APIC."""
 
 REQUIRED: Final = {
     "KVM_CAP_IRQCHIP": kvm.KVM_CAP_IRQCHIP,
@@ -79,7 +77,7 @@ def read_facts(calls: Calls, fd: int) -> KvmFacts:
     """
     return KvmFacts(
         mmap_size=calls.ioctl(fd, ioctls.KVM_GET_VCPU_MMAP_SIZE),
-        max_vcpu_count=min(extension(calls, fd, kvm.KVM_CAP_MAX_VCPUS) or 1, MAX_VCPUS),
+        max_vcpu_count=min(extension(calls, fd, kvm.KVM_CAP_MAX_VCPUS) or 1, MAX_VCPU_COUNT),
         tsc_deadline=bool(extension(calls, fd, kvm.KVM_CAP_TSC_DEADLINE_TIMER)),
         cpuid=_supported_cpuid(calls, fd),
         msrs=_listed_msrs(calls, fd),

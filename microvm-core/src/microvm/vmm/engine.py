@@ -20,6 +20,7 @@ import attrs
 from microvm._loop_calls import LoopCalls
 from microvm.abc import TerminalDevice
 from microvm.arch.x86_64 import layout
+from microvm.arch.x86_64.board import MAX_VCPU_COUNT
 from microvm.bus import Bus
 from microvm.config import ConfigProblem, ConsoleDevice, MachineConfig
 from microvm.consoles.hub import ConsoleHub, Send
@@ -47,13 +48,14 @@ INSIST_EVERY_S: Final = 0.05
 """How often a vCPU that could not be kicked is kicked again."""
 
 
-def _host_problems(config: MachineConfig, *, max_vcpu_count: int) -> list[ConfigProblem]:
+def _host_problems(config: MachineConfig, hypervisor: Hypervisor) -> list[ConfigProblem]:
     problems: list[ConfigProblem] = []
+    max_vcpu_count = min(hypervisor.max_vcpu_count, MAX_VCPU_COUNT)
     if config.vcpu_count > max_vcpu_count:
         problems.append(
             ConfigProblem(
                 "vcpu_count",
-                f"the hypervisor allows {max_vcpu_count}, not {config.vcpu_count}.",
+                f"a machine here may have {max_vcpu_count}, not {config.vcpu_count}.",
             )
         )
     host_mib = host_mem_mib()
@@ -142,7 +144,7 @@ class Engine:
         config = plan.config
         problems = [
             *board.problems_with(plan),
-            *_host_problems(config, max_vcpu_count=hypervisor.max_vcpu_count),
+            *_host_problems(config, hypervisor),
         ]
         if problems:
             raise ConfigError("The machine can't be built as described:", problems=problems)

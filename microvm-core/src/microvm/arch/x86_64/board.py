@@ -8,8 +8,8 @@ import attrs
 
 from microvm.arch.x86_64 import layout
 
-MAX_VCPU_COUNT = 255
-"""The xAPIC's ids have 8 bits, and 255 of them is everyone's."""
+MAX_VCPU_COUNT = 254
+"""The xAPIC's ids have 8 bits; 0xff is everyone's, and one is the I/O APIC's."""
 
 
 class VirtioSlot(NamedTuple):
