@@ -17,6 +17,14 @@ import attrs
 import pytest
 import trio
 from tests.guest.conftest import static_program
+from tools.socks_clients import (
+    SSH_PROGRAMS,
+    fetch_by_httpx,
+    fetch_by_pysocks,
+    missing,
+    run_by_ssh,
+    sshd,
+)
 
 from microvm import GuestError, GuestRefused, Machine, MachineConfig, NetConfig
 from microvm.forwards import TcpAddress
@@ -74,6 +82,41 @@ async def test_curl_fetches_through_a_small_guest_which_resolves_the_name(
             assert b"(5)" in done.stderr
         with pytest.raises(OSError, match="all attempts"):
             await trio.open_tcp_stream("127.0.0.1", proxy.address.port)
+
+
+async def test_python_clients_fetch_through_a_guest_as_curl_does() -> None:
+    async with (
+        Machine(SMALL) as machine,
+        page(machine) as wanted,
+        await machine.socks5() as proxy,
+    ):
+        assert isinstance(proxy.address, TcpAddress)
+        data = await fetch_by_httpx(proxy.address, "http://inside.example:8000/data")
+        assert digest(data) == wanted
+        data = await fetch_by_pysocks(proxy.address, "inside.example", 8000, "/data")
+        assert digest(data) == wanted
+        with pytest.raises(OSError, match="0x05: Connection refused"):
+            await fetch_by_pysocks(proxy.address, "inside.example", 1)
+
+
+def lacking(*programs: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(bool(missing(*programs)), reason=f"needs {missing(*programs)}")
+
+
+@lacking(*SSH_PROGRAMS, "passt")
+async def test_openssh_has_a_session_through_the_guest_and_its_network(tmp_path: Path) -> None:
+    """With data both ways, more than any buffer holds, and its exit code; sshd is the host's."""
+    data = os.urandom(4 * MIB)
+    network = NetConfig(backend="passt", options={"host_access": True})
+    with sshd(tmp_path) as words:
+        async with Machine(attrs.evolve(SMALL, nets=(network,))) as machine:
+            shown = (await machine.run(["ip", "route"], check=True)).stdout.decode()
+            gateway = shown.split("default via ")[1].split()[0]
+            async with await machine.socks5() as proxy:
+                assert isinstance(proxy.address, TcpAddress)
+                command = "sha256sum; exit 7"
+                done = await run_by_ssh(proxy.address, words, gateway, command, data)
+    assert (done.returncode, done.stdout) == (7, f"{digest(data)}  -\n".encode()), done.stderr
 
 
 async def test_a_stream_through_the_guest_needs_no_listener() -> None:

@@ -7,8 +7,6 @@ reaches the server by passt, as a guest of `microvm socks5` does.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -22,6 +20,7 @@ from typing import Any
 import trio
 
 from microvm import Machine, MachineConfig, NetConfig
+from tools.socks_clients import sshd, unused_port
 
 ROUNDS = 200
 
@@ -35,41 +34,16 @@ def server() -> Iterator[int]:
         process.terminate()
 
 
-def unused_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
-
-
 @contextmanager
 def ssh_d() -> Iterator[int]:
     """The port of an ``ssh -D`` to an sshd of this machine's."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for key in ("host", "user"):
-            words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)]
-            subprocess.run(words, check=True)
-        port, dynamic = unused_port(), unused_port()
-        (folder / "config").write_text(
-            f"ListenAddress 127.0.0.1:{port}\nHostKey {folder}/host\nPidFile none\nUsePAM no\n"
-            f"AuthorizedKeysFile {folder}/user.pub\nStrictModes no\nPermitRootLogin yes\n"
-        )
-        if os.geteuid() == 0:
-            os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
-        options = ("IdentitiesOnly=yes", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR",
-                   "StrictHostKeyChecking=no", "ExitOnForwardFailure=yes")  # fmt: skip
-        client = ["ssh", "-F", "none", "-N", "-D", f"127.0.0.1:{dynamic}", "-p", str(port),
-                  "-i", str(folder / "user"), "localhost"]  # fmt: skip
-        for option in options:
-            client[1:1] = ["-o", option]
-        sshd = [shutil.which("sshd") or "/usr/sbin/sshd", "-D", "-f", str(folder / "config")]
-        with subprocess.Popen(sshd) as daemon:
-            wait_for(port)
-            with subprocess.Popen(client) as ssh:
-                wait_for(dynamic)
-                yield dynamic
-                ssh.terminate()
-            daemon.terminate()
+    with tempfile.TemporaryDirectory() as name, sshd(Path(name)) as words:
+        dynamic = unused_port()
+        forward = ["-N", "-D", f"127.0.0.1:{dynamic}", "-oExitOnForwardFailure=yes"]
+        with subprocess.Popen(["ssh", *forward, *words, "localhost"]) as ssh:
+            wait_for(dynamic)
+            yield dynamic
+            ssh.terminate()
 
 
 def wait_for(port: int) -> None:

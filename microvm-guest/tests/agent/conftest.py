@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -13,6 +14,9 @@ import trio
 
 from microvm_guest.agent import WARNINGS, source_argv
 from microvm_guest.client import AgentClient, open_client
+
+sys.path.insert(0, str(Path(__file__).parents[3]))
+"""For `tools`, which other tests use as well."""
 
 SANITIZERS = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 

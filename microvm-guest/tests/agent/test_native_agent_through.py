@@ -6,16 +6,21 @@ Two agents beside us stand for the guest's one: one takes commands, the other fo
 import hashlib
 import http.server
 import os
-import shutil
 import socket
-import subprocess
 import threading
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 
-import httpx
 import pytest
-import socks
 import trio
+from tools.socks_clients import (
+    SSH_PROGRAMS,
+    fetch_by_httpx,
+    fetch_by_pysocks,
+    missing,
+    run_by_ssh,
+    sshd,
+    unused_port,
+)
 
 from microvm import ConfigError
 from microvm.abc import GuestChannels
@@ -98,11 +103,6 @@ async def shouting():
         nursery.start_soon(trio.serve_listeners, shout, listeners)
         yield listeners[0].socket.getsockname()[1]
         nursery.cancel_scope.cancel()
-
-
-def unused_port():
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
 
 
 # --- without a listener ----------------------------------------------------------------------
@@ -269,8 +269,8 @@ async def run(*argv):
 
 
 def needs(*programs):
-    missing = [program for program in programs if shutil.which(program) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
+    lacking = missing(*programs)
+    return pytest.mark.skipif(bool(lacking), reason=f"needs {', '.join(lacking)}")
 
 
 @needs("curl")
@@ -319,81 +319,22 @@ async def test_who_knows_the_password_is_served_and_nobody_else(agent, path, web
 
 
 async def test_pysocks(agent, path, web):
-    def talk(address):
-        with socks.socksocket() as sock:
-            sock.set_proxy(socks.SOCKS5, address.host, address.port, rdns=True)
-            sock.connect(("localhost", web))
-            sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
-            data = b""
-            while piece := sock.recv(65536):
-                data += piece
-        with socks.socksocket() as sock:
-            sock.set_proxy(socks.SOCKS5, address.host, address.port, rdns=True)
-            with pytest.raises(OSError) as caught:
-                sock.connect(("localhost", unused_port()))
-        return data, str(caught.value)
-
     async with rigged(agent, path) as rig, await rig.proxy() as proxy:
-        data, error = await trio.to_thread.run_sync(talk, proxy.address)
-    assert data.endswith(BODY)
-    assert "0x05: Connection refused" in error
+        assert await fetch_by_pysocks(proxy.address, "localhost", web) == BODY
+        with pytest.raises(OSError, match="0x05: Connection refused"):
+            await fetch_by_pysocks(proxy.address, "localhost", unused_port())
 
 
 async def test_httpx_on_trio(agent, path, web):
-    async with (
-        rigged(agent, path) as rig,
-        await rig.proxy() as proxy,
-        httpx.AsyncClient(proxy=f"socks5://{proxy.address}") as client,
-    ):
-        answer = await client.get(f"http://localhost:{web}/")
-        assert answer.content == BODY
+    async with rigged(agent, path) as rig, await rig.proxy() as proxy:
+        assert await fetch_by_httpx(proxy.address, f"http://localhost:{web}/") == BODY
 
 
-@contextmanager
-def sshd(folder):
-    """An OpenSSH server for one key, and the client's words for it."""
-    for name in ("host", "user"):
-        subprocess.run(
-            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True
-        )
-    port = unused_port()
-    (folder / "config").write_text(
-        f"ListenAddress 127.0.0.1:{port}\nHostKey {folder}/host\nPidFile none\nUsePAM no\n"
-        f"AuthorizedKeysFile {folder}/user.pub\nStrictModes no\nPermitRootLogin yes\n"
-    )
-    os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
-    argv = [shutil.which("sshd"), "-D", "-e", "-f", str(folder / "config")]
-    with subprocess.Popen(argv, stderr=subprocess.PIPE) as process:
-        try:
-            for line in process.stderr:
-                if b"Server listening" in line:
-                    break
-            options = {
-                "IdentityFile": folder / "user",
-                "IdentitiesOnly": "yes",
-                "UserKnownHostsFile": "/dev/null",
-                "StrictHostKeyChecking": "no",
-                "LogLevel": "ERROR",
-            }
-            words = [word for item in options.items() for word in ("-o", "{}={}".format(*item))]
-            yield ["-F", "none", "-p", str(port), *words, "root@localhost"]
-        finally:
-            process.terminate()
-            process.stderr.close()
-
-
-@needs("ssh", "sshd", "nc")
+@needs(*SSH_PROGRAMS)
 async def test_openssh_by_proxycommand(agent, path, tmp_path):
     """A session with data both ways, more than any buffer holds, and its exit code."""
     with sshd(tmp_path) as words:
         async with rigged(agent, path) as rig, await rig.proxy() as proxy:
-            command = f"ProxyCommand=nc -X 5 -x {proxy.address} %h %p"
-            done = await trio.run_process(
-                ["ssh", "-o", command, *words, "sha256sum; exit 7"],
-                stdin=BODY,
-                capture_stdout=True,
-                capture_stderr=True,
-                check=False,
-            )
+            done = await run_by_ssh(proxy.address, words, "localhost", "sha256sum; exit 7", BODY)
     digest = f"{hashlib.sha256(BODY).hexdigest()}  -\n".encode()
     assert (done.returncode, done.stdout) == (7, digest), done.stderr
