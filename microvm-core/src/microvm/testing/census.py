@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import attrs
+
+GROWTH_KIB: Final = 2048
+ALLOCATOR_MAPS: Final = 2
+"""Mappings that an allocator may add for itself."""
 
 
 @attrs.frozen(kw_only=True)
@@ -52,3 +60,31 @@ class Census:
             except FileNotFoundError:
                 continue  # that thread has just ended
         return children
+
+
+@contextmanager
+def nothing_grows() -> Iterator[None]:
+    """Assert that the block leaves the census as it was, no mappings, and under 2 MiB of memory.
+
+    For what is done a thousand times in it, and was done some times before: the first of all may
+    leave what is kept for the next. Linux only.
+    """
+    gc.collect()
+    census, maps, resident = Census.take(), _maps(), _resident_kib()
+    yield
+    gc.collect()
+    after, more_maps, growth = Census.take(), _maps() - maps, _resident_kib() - resident
+    assert after == census, f"{after} instead of {census}"
+    assert more_maps <= ALLOCATOR_MAPS, f"{more_maps} mappings more"
+    assert growth < GROWTH_KIB, f"{growth} KiB more"
+
+
+def _maps() -> int:
+    return len(Path("/proc/self/maps").read_text().splitlines())
+
+
+def _resident_kib() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    raise AssertionError("no VmRSS")
