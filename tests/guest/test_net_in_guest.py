@@ -111,7 +111,6 @@ async def test_a_port_of_the_host_leads_to_the_guest() -> None:
     assert answer == b"to the guest and back"
 
 
-@needs_passt
 async def test_a_machine_without_an_answer_to_dhcp_runs_its_commands_all_the_same() -> None:
     """They wait for 3 s of the guest's time, and no longer."""
     nets = (NetConfig(backend="null"),)
@@ -164,11 +163,11 @@ async def test_a_guest_may_use_fewer_pairs_of_queues_than_it_has_and_more_again(
 
 
 def in_a_namespace(program: str, *words: object) -> str:
-    """Run a program of this folder in a network namespace of its own; what it printed."""
+    """Run a program of this folder in network and mount namespaces of its own; what it printed."""
     if os.geteuid() != 0 or not os.access("/dev/net/tun", os.R_OK | os.W_OK):
         pytest.skip("a TAP interface in a network namespace needs root and /dev/net/tun")
     done = subprocess.run(
-        ["unshare", "--net", sys.executable, HERE / program, *map(str, words)],
+        ["unshare", "--net", "--mount", sys.executable, HERE / program, *map(str, words)],
         capture_output=True,
         text=True,
         check=False,
@@ -179,8 +178,10 @@ def in_a_namespace(program: str, *words: object) -> str:
 
 
 @needs_passt
-def test_names_and_pings_pass_by_passt() -> None:
-    printed = in_a_namespace("net_over_passt.py")
+@pytest.mark.parametrize("name_servers", ["given", "systemd-resolved", "the gateway's"])
+def test_names_and_pings_pass_by_passt(name_servers: str) -> None:
+    """systemd-resolved's with no option at all; the gateway's where its address is the host too."""
+    printed = in_a_namespace("net_over_passt.py", name_servers)
     assert "Name:\tsomewhere.example\nAddress: 198.51.100.7" in printed
     assert "PING somewhere.example (198.51.100.7)" in printed
     assert "3 packets received" in printed

@@ -13,6 +13,7 @@ from microvm_devices.net.loopback import plugin as loopback
 from microvm_devices.net.loopback.link import MAX_FRAMES, LoopbackLink
 from microvm_devices.net.null import plugin as null
 from microvm_devices.net.passt import plugin as passt
+from microvm_devices.net.passt.name_servers import HostNameServers
 from microvm_devices.net.passt.options import PasstOptions, command, read_options
 from microvm_devices.net.socket import plugin as socket
 from microvm_devices.net.tap import plugin as tap
@@ -26,7 +27,7 @@ Register = Callable[[], NetBackendFactory]
     [
         (loopback, "loopback", "loopback"),
         (null, "null", "null"),
-        (passt, "passt", "passt"),
+        (passt, "passt", "passt[:dns=ADDRESS,tcp=PORT[:GUESTPORT],udp=...,host]"),
         (socket, "socket", "socket:[dgram:]PATH"),
         (tap, "tap", "tap:NAME"),
     ],
@@ -90,7 +91,7 @@ async def test_a_full_loopback_waits_for_its_receiver_and_loses_nothing() -> Non
 
 
 def test_by_default_the_guest_reaches_no_program_of_the_host_and_none_reaches_it() -> None:
-    words = command("passt", PasstOptions(), fd=7)
+    words = command("passt", PasstOptions(), HostNameServers(), fd=7)
     assert words == [
         "passt",
         *("--foreground", "--quiet", "--fd", "7", "--mtu", "65520", "--no-map-gw"),
@@ -108,7 +109,7 @@ def test_everything_asked_for_is_in_passts_words() -> None:
             "mtu": 1500,
         }
     )
-    line = " ".join(command("passt", options, fd=3))
+    line = " ".join(command("passt", options, HostNameServers(), fd=3))
     for part in (
         "--mtu 1500",
         "--tcp-ports 127.0.0.1/8080:8080 --tcp-ports 127.0.0.1/8443:443",
@@ -134,6 +135,8 @@ def test_everything_asked_for_is_in_passts_words() -> None:
         ({"udp_ports": [-1]}, "udp_ports"),
         ({"dns": ["resolver"]}, "dns"),
         ({"dns": "192.0.2.53"}, "dns"),
+        ({"dns": [f"192.0.2.{last}" for last in range(4)]}, "dns"),
+        ({"dns": [f"2001:db8::{last}" for last in range(4)]}, "dns"),
         ({"host_access": 1}, "host_access"),
         ({"mtu": 1279}, "mtu"),
         ({"ports": []}, "ports"),

@@ -2,7 +2,7 @@
 
 passt (https://passt.top) is TCP, UDP and ICMP for a guest by means of a user's ordinary sockets: it
 needs no privileges, no TAP and no bridge. It answers DHCP, DHCPv6, NDP and ARP, and names to the
-guest the host's name servers.
+guest the host's name servers (`name_servers` has which).
 
 It is started with one end of a socket pair and ends when ours is closed, so that it goes when we
 do, also by ``kill -9``. (PR_SET_PDEATHSIG would not do: it goes by the thread that started the
@@ -15,6 +15,7 @@ import logging
 import socket
 import subprocess
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -22,6 +23,7 @@ import trio
 from microvm._groups import only_error
 from microvm.abc import NetBackend, NetLinks
 from microvm.errors import BackendError, NetLinkDown
+from microvm_devices.net.passt import name_servers
 from microvm_devices.net.passt.options import PasstOptions, command
 from microvm_devices.net.stream import StreamLink
 
@@ -174,7 +176,11 @@ class PasstBackend(NetBackend):
                 await passt.finish()
 
     async def _start(self, theirs: socket.socket) -> Passt:
-        words = command(self._program, self._options, fd=theirs.fileno())
+        # As they are now: a computer that moves has others with each network.
+        host = name_servers.host_name_servers(_text)
+        if missing := name_servers.what_is_missing(self._options, host):
+            log.warning("%s", missing)
+        words = command(self._program, self._options, host, fd=theirs.fileno())
         try:
             process = await trio.lowlevel.open_process(
                 words,
@@ -186,6 +192,10 @@ class PasstBackend(NetBackend):
         except OSError as error:
             raise BackendError(f"{self._program} can't be started: {error.strerror}.") from error
         return Passt(process)
+
+
+def _text(path: Path) -> str:
+    return path.read_text("utf-8", errors="replace")
 
 
 async def _watch(passt: Passt, link: PasstLink) -> None:

@@ -6,13 +6,17 @@ import ipaddress
 import re
 import shutil
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
 from microvm.config import MAX_MTU
 from microvm.errors import ConfigError
 from microvm_devices.net.options import check_names, wrong
+from microvm_devices.net.passt import name_servers
+
+if TYPE_CHECKING:
+    from microvm_devices.net.passt.name_servers import HostNameServers
 
 MTU: Final = 65520
 """passt's own default, and the guest's: the longest that IPv4 has in whole words. Frames of TCP
@@ -35,7 +39,7 @@ class PasstOptions:
     udp_ports: tuple[str, ...] = ()
     """The same for UDP."""
     dns: tuple[str, ...] = ()
-    """Name servers for the guest, in place of the host's."""
+    """Name servers for the guest, in place of the host's; at most three of an IP version."""
     host_access: bool = False
     """Whether the guest reaches the host's own programs, also those that listen on 127.0.0.1
     alone, by the address of its gateway."""
@@ -53,6 +57,10 @@ def read_options(options: Mapping[str, Any]) -> PasstOptions:
     for name in ("tcp_ports", "udp_ports"):
         given[name] = tuple(_forward(name, spec) for spec in _list(name, given.get(name, ())))
     given["dns"] = tuple(_address("dns", one) for one in _list("dns", given.get("dns", ())))
+    for version, mark in ((4, "."), (6, ":")):
+        if sum(mark in server for server in given["dns"]) > name_servers.MAX_SERVERS:
+            problem = f"has more than {name_servers.MAX_SERVERS} of IPv{version}."
+            raise wrong("passt", "dns", problem)
     if not isinstance(given.get("host_access", False), bool):
         raise wrong("passt", "host_access", "must be True or False.")
     mtu = given.get("mtu", MTU)
@@ -106,7 +114,7 @@ def find_passt() -> str:
     return path
 
 
-def command(program: str, options: PasstOptions, *, fd: int) -> list[str]:
+def command(program: str, options: PasstOptions, host: HostNameServers, *, fd: int) -> list[str]:
     """The command line of a passt that serves the socket `fd`, and ends when that is closed."""
     words = [program, "--foreground", "--quiet", "--fd", str(fd), "--mtu", str(options.mtu)]
     if not options.host_access:
@@ -114,6 +122,4 @@ def command(program: str, options: PasstOptions, *, fd: int) -> list[str]:
     for option, ports in (("--tcp-ports", options.tcp_ports), ("--udp-ports", options.udp_ports)):
         for spec in ports or ("none",):
             words += [option, spec]
-    for server in options.dns:
-        words += ["--dns", server]
-    return words
+    return words + name_servers.words(options, host)
