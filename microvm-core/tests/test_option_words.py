@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microvm import ConfigError, ConsoleConfig, DeviceConfig, DriveConfig, NetConfig
+from microvm import ConfigError, ConsoleConfig, DeviceConfig, DriveConfig, NetConfig, RateLimit
 from microvm.cli._option_words import (
     net_help,
     parse_console,
@@ -35,8 +35,13 @@ def test_words_with_doubled_commas_come_out_as_they_were(words: list[str]) -> No
         ("a,root,ro", {"path": "a", "root": True, "read_only": True}),
         ("a,writethrough,queues=2", {"path": "a", "writeback": False, "queues": 2}),
         ("a,serial=s=1", {"path": "a", "serial": "s=1"}),
+        ("a,rate=10M", {"path": "a", "rate_limit": RateLimit(bytes_per_s=10 << 20)}),
+        ("a,iops=500", {"path": "a", "rate_limit": RateLimit(ops_per_s=500)}),
+        ("a,iops=5,ro,rate=9", {
+            "path": "a", "read_only": True, "rate_limit": RateLimit(bytes_per_s=9, ops_per_s=5),
+        }),
     ],
-)
+)  # fmt: skip
 def test_disks(text: str, fields: dict[str, Any]) -> None:
     assert parse_disk(text) == DriveConfig(**fields)
 
@@ -52,6 +57,10 @@ def test_disks(text: str, fields: dict[str, Any]) -> None:
         ("a,queues=99", "queues: must be a whole number from"),
         ("a,queues=\N{ARABIC-INDIC DIGIT TWO}", "queues must be a whole number"),
         (f"a,serial={'x' * 30}", "serial"),
+        ("a,rate=fast", "rate must be a number of bytes like 65536, 64K"),
+        ("a,rate=0", "bytes_per_s: must be a whole number from 1"),
+        ("a,iops=1K", "iops must be a whole number"),
+        ("a,rate", "'rate' means nothing"),
     ],
 )
 def test_disks_that_are_none_say_what_to_write(text: str, said: str) -> None:
@@ -84,7 +93,26 @@ def test_nets_are_read_by_their_backends() -> None:
         NetConfig(backend="null"),
     )
     assert nets() == nets("none") == ()
+    assert nets("tap:vm:0,,x,,mtu=9")[0].options == {"interface": "vm:0,x,mtu=9"}
     assert nets("null", capture="f.pcap")[0].capture == Path("f.pcap")
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("null,mac=02:00:00:00:00:01", {"mac": "02:00:00:00:00:01"}),
+        ("null,mtu=1400,queues=2", {"mtu": 1400, "queues": 2}),
+        ("null,rate=1M", {
+            "rx_rate_limit": RateLimit(bytes_per_s=1 << 20),
+            "tx_rate_limit": RateLimit(bytes_per_s=1 << 20),
+        }),
+        ("tap:a,mtu=1400,b,queues=2,c", {
+            "backend": "tap", "options": {"interface": "a,b,c"}, "mtu": 1400, "queues": 2,
+        }),
+    ],
+)  # fmt: skip
+def test_every_net_may_have_what_every_card_has(text: str, fields: dict[str, Any]) -> None:
+    assert nets(text) == (NetConfig(**{"backend": "null", **fields}),)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +121,12 @@ def test_nets_are_read_by_their_backends() -> None:
         (("tap",), None, r"--net tap: The interface is missing\.\nIt is written --net tap:NAME"),
         (("null:x",), None, "--net null:x: It takes nothing behind its name"),
         ((":x",), None, "the backend's name is missing"),
+        ((",mtu=9",), None, "the backend's name is missing"),
+        (("tap,host",), None, r"--net tap,host: 'host' means.*\n.*--net tap:NAME\[,mac=MAC\]"),
+        (("null,mac",), None, "--net null,mac: 'mac' means nothing"),
+        (("null,mac=1",), None, "mac: must be six bytes"),
+        (("null,mtu=big",), None, "mtu must be a whole number"),
+        (("null,rate=-1",), None, "rate must be a number of bytes"),
         (("none", "null"), None, "with others"),
         ((), "f", r"there are 0\.\nGive one --net, such as"),
         (("null", "null"), "f", "there are 2"),

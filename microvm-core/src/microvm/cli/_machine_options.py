@@ -28,14 +28,17 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="PATH[,ro][,root]",
         help="a disk: a file or a block device, as it is (raw); may be given several times. Also: "
-        "writethrough, serial=TEXT, queues=N. A comma in the path is written twice",
+        "writethrough, serial=TEXT, queues=N, rate=BYTES and iops=N (a second; 64K, 10M and 1G are "
+        "powers of 1024). A comma in the path is written twice",
     )
     group.add_argument(
         "--net",
         action="append",
         default=[],
-        metavar="BACKEND[:...]",
-        help="a network device, and what carries it; may be given several times",
+        metavar="BACKEND[:...][,mac=MAC]",
+        help="a network device, and what carries it; may be given several times. Behind each may "
+        "stand mac=MAC, mtu=N, queues=N, and rate=BYTES a second, for each way, as for disks. The "
+        "backends",
     )
     group.add_argument(
         "--net-capture", metavar="FILE", help="write the network's frames to this file (pcap)"

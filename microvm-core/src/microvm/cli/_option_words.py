@@ -2,7 +2,8 @@
 
 Pure, but for the net backends' own syntax, which is theirs to read. A value is a first word and,
 behind commas, more: ``--disk root.img,ro``. A comma that belongs to a word is written twice:
-``--disk a,,b.img`` is the file ``a,b.img``.
+``--disk a,,b.img`` is the file ``a,b.img``. Of ``--net``, the words that every card has are read
+here, and all others are the backend's.
 """
 
 from __future__ import annotations
@@ -11,7 +12,15 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from microvm.config import ConsoleConfig, ConsoleOutput, DeviceConfig, DriveConfig, NetConfig
+from microvm.config import (
+    ConsoleConfig,
+    ConsoleOutput,
+    DeviceConfig,
+    DriveConfig,
+    NetConfig,
+    RateLimit,
+    byte_count,
+)
 from microvm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +28,11 @@ if TYPE_CHECKING:
 
     from microvm.plugins import NetBackendFactory
 
-DISK_SYNTAX: Final = "PATH[,ro][,root][,writethrough][,serial=TEXT][,queues=N]"
+DISK_SYNTAX: Final = (
+    "PATH[,ro][,root][,writethrough][,serial=TEXT][,queues=N][,rate=BYTES][,iops=N]"
+)
+CARD_SYNTAX: Final = "[,mac=MAC][,mtu=N][,queues=N][,rate=BYTES]"
+"""What may stand behind every backend of ``--net``."""
 DEVICE_SYNTAX: Final = "NAME[,KEY=VALUE...]"
 CONSOLE_SYNTAX: Final = "ring|file:PATH|stdio|pty"
 NO_NET: Final = "none"
@@ -54,6 +67,7 @@ def parse_disk(text: str) -> DriveConfig:
     if not path:
         raise ConfigError(f"--disk {text}: the path is missing.", remedy=f"Give {DISK_SYNTAX}.")
     fields: dict[str, Any] = {}
+    limits: dict[str, int] = {}
     for word in words:
         name, equals, value = word.partition("=")
         match name:
@@ -67,12 +81,16 @@ def parse_disk(text: str) -> DriveConfig:
                 fields["serial"] = value
             case "queues" if equals:
                 fields["queues"] = _number("--disk", name, value)
+            case "rate" if equals:
+                limits["bytes_per_s"] = _bytes("--disk", name, value)
+            case "iops" if equals:
+                limits["ops_per_s"] = _number("--disk", name, value)
             case _:
                 raise ConfigError(
                     f"--disk {text}: {word!r} means nothing there.",
                     remedy=f"Give {DISK_SYNTAX}. A comma in the path is written twice.",
                 )
-    return DriveConfig(path=path, **fields)
+    return DriveConfig(path=path, rate_limit=RateLimit(**limits) if limits else None, **fields)
 
 
 def parse_nets(
@@ -81,7 +99,8 @@ def parse_nets(
     """The network devices that ``--net`` and ``--net-capture`` describe.
 
     Args:
-        texts: Each a backend's name and, behind a colon, what that backend reads itself.
+        texts: Each a backend's name, what that backend reads itself behind a colon, and what
+            every card may have.
         capture: The file to write frames to.
         find: Finds a backend by name.
 
@@ -104,7 +123,21 @@ def parse_nets(
 
 
 def _net(text: str, capture: str | None, find: FindNetBackend) -> NetConfig:
-    name, _, rest = text.partition(":")
+    card: dict[str, Any] = {}
+    theirs: list[str] = []
+    for word in split_words(text):
+        key, equals, value = word.partition("=")
+        match key:
+            case "mac" if equals and theirs:
+                card["mac"] = value
+            case "mtu" | "queues" if equals and theirs:
+                card[key] = _number("--net", key, value)
+            case "rate" if equals and theirs:
+                limit = RateLimit(bytes_per_s=_bytes("--net", key, value))
+                card |= {"rx_rate_limit": limit, "tx_rate_limit": limit}
+            case _:
+                theirs.append(word)
+    name, colon, first = theirs[0].partition(":")
     if not name:
         raise ConfigError(
             f"--net {text}: the backend's name is missing.",
@@ -112,14 +145,16 @@ def _net(text: str, capture: str | None, find: FindNetBackend) -> NetConfig:
         )
     factory = find(name)
     try:
-        options = factory.parse_cli(rest)
+        if len(theirs) > 1 and not colon:
+            raise ConfigError(f"{theirs[1]!r} means nothing there.")
+        options = factory.parse_cli(",".join([first, *theirs[1:]]))
     except ConfigError as error:
         raise ConfigError(
             f"--net {text}: {error.message}",
-            remedy=error.remedy or f"It is written --net {factory.syntax}",
+            remedy=error.remedy or f"It is written --net {factory.syntax}{CARD_SYNTAX}",
             problems=error.problems,
         ) from error
-    return NetConfig(backend=name, options=options, capture=capture)
+    return NetConfig(backend=name, options=options, capture=capture, **card)
 
 
 def parse_device(text: str) -> DeviceConfig:
@@ -179,6 +214,15 @@ def _number(option: str, name: str, text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 9:
         raise ConfigError(f"{option}: {name} must be a whole number, not {text!r}.")
     return int(text)
+
+
+def _bytes(option: str, name: str, text: str) -> int:
+    count = byte_count(text)
+    if count is None:
+        raise ConfigError(
+            f"{option}: {name} must be a number of bytes like 65536, 64K, 10M or 1G, not {text!r}."
+        )
+    return count
 
 
 def net_help(factories: Mapping[str, str]) -> str:
