@@ -3,6 +3,7 @@
 import errno
 import os
 import platform
+import struct
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from microvm.abc import Capability, ProbeReport
+from microvm.arch.x86_64.registers import Segment
 from microvm.config import ConfigProblem
 from microvm.errors import ConfigError, HypervisorCallError
 from microvm.exits import InternalError, PioWrite, Shutdown
@@ -190,6 +192,22 @@ def test_a_kvm_that_runs_nothing_is_told_apart() -> None:
     assert not report.usable
     assert "runs no guest" in report.reason
     assert "in 16-bit mode: triple fault" in report.reason
+
+
+def test_an_interrupt_in_64_bit_mode_leads_to_its_handler_by_the_segment_that_runs() -> None:
+    def look(vcpu: FakeVcpu) -> Script:
+        registers, (region,) = vcpu.registers(), vcpu.vm.regions
+        gdt, idt, cs = registers["gdt"], registers["idt"], registers["cs"]
+        gate = bytes(region.view[idt.base + 0x20 * 16 :][:16])
+        offset, selector, kind = struct.unpack_from("<HHH", gate)
+        assert (selector, kind, gate[6:]) == (cs.selector, 0x8E00, bytes(10))
+        assert bytes(region.view[offset:][:4]) == bytes.fromhex("b0 2a 48 cf")
+        assert selector + 7 <= gdt.limit
+        descriptor = int.from_bytes(region.view[gdt.base + selector :][:8], "little")
+        assert Segment.from_descriptor(selector, descriptor) == cs
+        yield from [ANSWER] * PIECES
+
+    assert try_guests(FakeHypervisor(look)).runs_kernels
 
 
 def test_a_result_that_is_wrong_is_a_failure() -> None:

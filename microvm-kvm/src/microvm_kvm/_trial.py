@@ -20,18 +20,15 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import attrs
 
 from microvm.arch.x86_64.registers import (
-    CR0_ET,
-    CR0_PE,
-    CR0_PG,
     CR4_OSFXSR,
     CR4_PAE,
-    EFER_LMA,
-    EFER_LME,
     RFLAGS_RESERVED,
     DescriptorTable,
     RegisterValue,
     Segment,
 )
+from microvm.boot.x86.entry import long_mode_entry
+from microvm.boot.x86.gdt import CODE_SELECTOR
 from microvm.exits import InternalError, Interrupted, PioWrite, Shutdown, VcpuExit
 from microvm.memory import GuestMemory
 
@@ -45,8 +42,8 @@ PORT: Final = 0xE9
 ANSWER: Final = 42
 
 _MEMORY_BYTES: Final = 0x1_0000
-_PML4, _PDPT, _PAGE_DIRECTORY = 0x1000, 0x2000, 0x3000
-_GDT, _IDT = 0x4000, 0x5000
+# None of these is where `long_mode_entry` has its tables.
+_IDT: Final = 0x5000
 _CODE, _HANDLER, _SCRATCH, _STACK = 0x6000, 0x6800, 0x7000, 0x8000
 _VECTOR: Final = 0x20
 
@@ -147,7 +144,7 @@ def try_guests(
     """
     memory = GuestMemory.anonymous(_MEMORY_BYTES)
     try:
-        _write_tables(memory)
+        _write_handler(memory)
         vm = hypervisor.create_vm(vcpu_count=1)
         try:
             for region in memory.regions:
@@ -170,7 +167,7 @@ def _try_on(vcpu: Vcpu, memory: GuestMemory, clock: Callable[[], float]) -> Tria
         for piece in LONG_MODE:
             memory.write(_CODE, piece.code)
             # All of them each time: a triple fault resets the CPU on AMD.
-            vcpu.set_registers(_long_mode())
+            vcpu.set_registers(_long_mode(memory))
             pieces[piece.name] = bounded.fault()
         if not any(pieces.values()):
             return TrialResult(pieces=pieces)
@@ -235,39 +232,21 @@ def _fault_of(exit_: VcpuExit) -> str | None:
 
 # --- memory and registers ----------------------------------------------------------------------
 
-_CODE_DESCRIPTOR: Final = 0x00AF_9B00_0000_FFFF
-_DATA_DESCRIPTOR: Final = 0x00CF_9300_0000_FFFF
-_TASK_DESCRIPTOR: Final = 0x008F_8B00_0000_FFFF
 
-
-def _write_tables(memory: GuestMemory) -> None:
-    # Present and writable; the last one maps 2 MiB at 0 (Intel SDM volume 3A, 4.5).
-    memory.write(_PML4, struct.pack("<Q", _PDPT | 3))
-    memory.write(_PDPT, struct.pack("<Q", _PAGE_DIRECTORY | 3))
-    memory.write(_PAGE_DIRECTORY, struct.pack("<Q", 0x83))
-    descriptors = (0, _CODE_DESCRIPTOR, _DATA_DESCRIPTOR, _TASK_DESCRIPTOR)
-    memory.write(_GDT, struct.pack("<4Q", *descriptors))
-    # A 64-bit interrupt gate (6.14.1): offset, selector 8, present and of type 14.
-    gate = struct.pack("<HHHHQ", _HANDLER, 8, 0x8E00, 0, 0)
+def _write_handler(memory: GuestMemory) -> None:
+    # A 64-bit interrupt gate (Intel SDM volume 3A, 6.14.1): offset, selector, present and of
+    # type 14.
+    gate = struct.pack("<HHHHQ", _HANDLER, CODE_SELECTOR, 0x8E00, 0, 0)
     memory.write(_IDT + _VECTOR * len(gate), gate)
     memory.write(_HANDLER, _HANDLER_CODE)
 
 
-def _long_mode() -> dict[str, RegisterValue]:
-    data = Segment.from_descriptor(0x10, _DATA_DESCRIPTOR)
+def _long_mode(memory: GuestMemory) -> dict[str, RegisterValue]:
     return {
-        **dict.fromkeys(("ds", "es", "fs", "gs", "ss"), data),
-        "cs": Segment.from_descriptor(0x08, _CODE_DESCRIPTOR),
-        "tr": Segment.from_descriptor(0x18, _TASK_DESCRIPTOR),
-        "gdt": DescriptorTable(base=_GDT, limit=0x1F),
-        "idt": DescriptorTable(base=_IDT, limit=0xFFF),
-        "cr0": CR0_PE | CR0_ET | CR0_PG,
-        "cr3": _PML4,
+        **long_mode_entry(memory, _CODE),
         "cr4": CR4_PAE | CR4_OSFXSR,
-        "efer": EFER_LME | EFER_LMA,
-        "rip": _CODE,
+        "idt": DescriptorTable(base=_IDT, limit=0xFFF),
         "rsp": _STACK,
-        "rflags": RFLAGS_RESERVED,
     }
 
 

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import struct
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar, Final
 
 import attrs
 
-from microvm.arch.x86_64.registers import (
-    CR0_ET,
-    CR0_PE,
-    CR0_PG,
-    CR4_PAE,
-    EFER_LMA,
-    EFER_LME,
-    RFLAGS_RESERVED,
-    DescriptorTable,
-    RegisterValue,
-    Segment,
-)
+from microvm.arch.x86_64.registers import RFLAGS_RESERVED, RegisterValue, Segment
+from microvm.boot.x86.entry import long_mode_entry, pvh_entry
 from microvm.exits import Interrupted, PioWrite
 from microvm.memory import GuestMemory
 from microvm.testing.hypervisor_contract.guests import CODE, MEMORY_BYTES, STACK
@@ -36,12 +25,6 @@ BOUND_S: Final = 10.0
 
 BYTES: Final = bytes(range(1, 9))
 """Data that a guest is given or gives: no two are the same, and none is zero."""
-
-_PML4, _PDPT, _PAGE_DIRECTORY = 0x9000, 0xA000, 0xB000
-_CODE_64: Final = 0x00AF_9B00_0000_FFFF
-_CODE_32: Final = 0x00CF_9B00_0000_FFFF
-_DATA: Final = 0x00CF_9300_0000_FFFF
-_TASK: Final = 0x008F_8B00_0000_FFFF
 
 
 class ContractMachine:
@@ -67,24 +50,13 @@ class ContractMachine:
 
     def enter_protected_mode(self) -> None:
         """At `CODE`, in 32-bit mode without paging; segments are flat."""
-        self._enter({**_flat(_CODE_32), "cr0": CR0_PE | CR0_ET})
+        self._enter(pvh_entry(self.memory, CODE))
 
     def enter_long_mode(self) -> None:
-        """At `CODE`, in 64-bit mode; the first 2 MiB are mapped to themselves."""
-        self.memory.write(_PML4, struct.pack("<Q", _PDPT | 3))
-        self.memory.write(_PDPT, struct.pack("<Q", _PAGE_DIRECTORY | 3))
-        self.memory.write(_PAGE_DIRECTORY, struct.pack("<Q", 0x83))
-        self._enter(
-            {
-                **_flat(_CODE_64),
-                "cr0": CR0_PE | CR0_ET | CR0_PG,
-                "cr3": _PML4,
-                "cr4": CR4_PAE,
-                "efer": EFER_LME | EFER_LMA,
-            }
-        )
+        """At `CODE`, in 64-bit mode; the first GiB is mapped to itself."""
+        self._enter(long_mode_entry(self.memory, CODE))
 
-    def _enter(self, mode: dict[str, RegisterValue]) -> None:
+    def _enter(self, mode: Mapping[str, RegisterValue]) -> None:
         start = {"rip": CODE, "rsp": STACK, "rflags": RFLAGS_RESERVED}
         self.vcpu.set_registers({**mode, **start})
 
@@ -117,17 +89,6 @@ class ContractMachine:
     def _expire(self) -> None:
         self.expired = True
         self.vcpu.kick()
-
-
-def _flat(code: int) -> dict[str, RegisterValue]:
-    data = Segment.from_descriptor(0x10, _DATA)
-    return {
-        **dict.fromkeys(("ds", "es", "fs", "gs", "ss"), data),
-        "cs": Segment.from_descriptor(0x08, code),
-        "tr": Segment.from_descriptor(0x18, _TASK),
-        "gdt": DescriptorTable(base=0, limit=0),
-        "idt": DescriptorTable(base=0, limit=0),
-    }
 
 
 @contextmanager
