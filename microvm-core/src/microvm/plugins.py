@@ -139,7 +139,8 @@ class NetBackendFactory:
         default=no_cli_options, validator=_CALLABLE
     )
     """From what stands behind the first colon in ``--net`` (empty without one) to options; raises
-    `ConfigError`. By default nothing may stand there."""
+    `ConfigError`. By default nothing may stand there. The words that every card has (``,mac=``,
+    ``,mtu=``, ``,queues=``, ``,rate=``) are taken out before, and doubled commas are single."""
 
 
 @attrs.frozen(kw_only=True)
