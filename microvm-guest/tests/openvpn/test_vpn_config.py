@@ -180,6 +180,33 @@ def test_connections_in_blocks_are_counted_with_their_own_ports() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("block", "remote"),
+    [
+        ("remote a 443\nport 53", Remote(host="a", port=53, proto="tcp")),
+        ("port 53\nremote a 443 udp", Remote(host="a", port=443, proto="udp")),
+        ("remote a 443 udp\nremote b", Remote(host="b", port=443, proto="udp")),
+        ("remote a\nproto udp", Remote(host="a", port=1195, proto="udp")),
+        ("port 53", None),
+    ],
+)
+def test_a_block_is_one_server_and_its_last_words_count(block: str, remote: Remote | None) -> None:
+    """As OpenVPN has it, which asks for just that; what stands outside stays as it was."""
+    config = parse(
+        f"client\nproto tcp\nport 1195\nremote z\n<connection>\n{block}\n</connection>\n"
+        "<ca>\n</ca>\n"
+    )
+    assert config.remotes[0] == Remote(host="z", port=1195, proto="tcp")
+    assert config.remotes[1:] == (() if remote is None else (remote,))
+
+
+@pytest.mark.parametrize("host", ["a,b", '"a b"', "a\x1b[2Jb", "a\u202eb"])
+def test_what_can_be_no_server_is_none(host: str) -> None:
+    said = refused(f"client\nremote {host}\n<ca>\n</ca>\n")
+    assert "what can be no server" in said
+    assert said.isprintable() or "\n" in said
+
+
 def test_a_configuration_without_a_server_or_without_its_ca_is_none() -> None:
     assert "There is no server" in refused("client\n<ca>\n</ca>\n")
     assert "how to know the server" in refused("client\nremote a\n")
@@ -214,6 +241,11 @@ def test_words_survive_being_written_and_read(given_words: list[str]) -> None:
         ('a \'b c\' "d \\" e"', ["a", "b c", 'd " e']),
         ("a b\\ c", ["a", "b c"]),
         ("a ''", ["a", ""]),
+        ("'a'b", ["a", "b"]),
+        ('a"b', ['a"b']),
+        ("a\vb\fc\r", ["a", "b", "c"]),
+        ("a \\ b", ["a", "b"]),
+        ("a \\# b", ["a"]),
     ],
 )
 def test_a_line_is_read_as_openvpn_reads_it(line: str, wanted: list[str]) -> None:

@@ -3,7 +3,9 @@
     config = read_config("client.ovpn")
     config.remotes, config.wants_password, config.left_out
 
-Files that it names are read on this host, now, and travel inline; the guest has none of them. What
+Files that it names are read on this host, now, and travel inline; the guest has none of them. The
+guest's OpenVPN reads what comes of it once more, by itself: so nothing is passed on that it could
+read otherwise than we have, such as a long line, a NUL, or what looks like the end of a block. What
 is wrong is told all at once, by line and directive; of what stands in the lines only names of files
 are told, since the rest may be secret.
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -23,16 +25,16 @@ from microvm.config import ConfigProblem
 from microvm_guest.openvpn import directives, words
 from microvm_guest.openvpn.credentials import Credentials, parse_auth_file
 from microvm_guest.openvpn.errors import VpnConfigError
+from microvm_guest.openvpn.files import MAX_FILE, ReadFile, files_beside
 
 MAX_CONFIG: Final = 1 << 20
-MAX_FILE: Final = 1 << 20
-MAX_LINE: Final = 255
-"""Of one that is not inline: OpenVPN cuts longer ones (OPTION_LINE_SIZE)."""
+MAX_LINE: Final = 254
+"""In bytes, of a directive as it stands and as it is written for the guest. OpenVPN's
+OPTION_LINE_SIZE is 256, with the line's end: it refuses longer lines, and within a <connection>
+cuts them in two."""
 MAX_REMOTES: Final = 64
 """OpenVPN's CONNECTION_LIST_SIZE."""
 _OPENING: Final = re.compile(r"<([a-z0-9-]+)>")
-
-ReadFile = Callable[[str], bytes]
 
 
 @attrs.frozen(kw_only=True)
@@ -87,18 +89,18 @@ class _Found:
     inline: str | None = None
 
 
-def read_config(path: str | os.PathLike[str]) -> OpenVpnConfig:
+def read_config(path: str | os.PathLike[str], *, files_outside: bool = False) -> OpenVpnConfig:
     """A configuration and the files that it names, which stand beside it.
+
+    Args:
+        path: The configuration.
+        files_outside: Whether it may name any file that its user can read. What is in them goes to
+            the guest, or as a password to the server: trust whoever wrote it.
 
     Raises:
         VpnConfigError: one can't be read, or it may not be used; every problem is listed.
     """
     place = Path(path)
-
-    def read(name: str) -> bytes:
-        with (place.parent / name).open("rb") as file:
-            return file.read(MAX_FILE + 1)
-
     try:
         with place.open("rb") as file:
             raw = file.read(MAX_CONFIG + 1)
@@ -108,7 +110,8 @@ def read_config(path: str | os.PathLike[str]) -> OpenVpnConfig:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise VpnConfigError(f"{place} is not a text in UTF-8.") from None
-    return parse_config(text, read, name=place.name)
+    read_file = files_beside(place.parent, outside=files_outside)
+    return parse_config(text, read_file, name=place.name)
 
 
 def parse_config(text: str, read_file: ReadFile, *, name: str = "config") -> OpenVpnConfig:
@@ -116,7 +119,7 @@ def parse_config(text: str, read_file: ReadFile, *, name: str = "config") -> Ope
 
     Args:
         text: The configuration.
-        read_file: Gives a file that it names, at most one byte more than `MAX_FILE`.
+        read_file: Gives a file that it names; see `files_beside`.
         name: What it is called in messages.
 
     Raises:
@@ -140,6 +143,8 @@ class _Reader:
     def read(self, text: str) -> OpenVpnConfig:
         if len(text) > MAX_CONFIG:
             self._problem(1, f"The configuration has more than {MAX_CONFIG >> 20} MiB.")
+        elif any(0xD800 <= ord(character) < 0xE000 for character in text):
+            self._problem(1, "The configuration is not a text in UTF-8.")
         else:
             for found in self._lines(text, 1):
                 self._take(found)
@@ -165,22 +170,32 @@ class _Reader:
         self._problems.append(ConfigProblem(f"{self._name} line {line}", message, remedy))
 
     def _lines(self, text: str, first: int) -> Iterator[_Found]:
-        lines = iter(enumerate(text.splitlines(), first))
+        lines = iter(enumerate(text.split("\n"), first))
         for number, line in lines:
-            opening = _OPENING.fullmatch(line.strip())
+            opening = _OPENING.fullmatch(line.strip(words.SPACE))
             if opening is None:
                 if (found := self._split(number, line)) is not None:
                     yield found
                 continue
-            tag, body = opening[1], []
-            for _, inner in lines:
-                if inner.strip() == f"</{tag}>":
-                    break
-                body.append(inner)
-            else:
+            tag = opening[1]
+            body = self._block(tag, lines)
+            if body is None:
                 self._problem(number, f"<{tag}> does not end.", f"Add a line </{tag}>.")
                 return
-            yield _Found(number, (tag,), "".join(f"{one}\n" for one in body))
+            yield _Found(number, (tag,), body)
+
+    def _block(self, tag: str, lines: Iterator[tuple[int, str]]) -> str | None:
+        """All up to its end. For OpenVPN that is a line that begins so, whatever follows."""
+        body: list[str] = []
+        for number, line in lines:
+            if "\0" in line:
+                self._problem(number, "There is a NUL in it.")
+            if f"</{tag}>" in line:
+                if line.strip(words.SPACE) != f"</{tag}>":
+                    self._problem(number, f"</{tag}> does not stand alone.", "Give it a line.")
+                return "".join(body)
+            body.append(line.removesuffix("\r") + "\n")
+        return None
 
     def _split(self, number: int, line: str) -> _Found | None:
         if "\0" in line:
@@ -193,10 +208,18 @@ class _Reader:
             return None
         if not found:
             return None
-        if len(line.encode()) > MAX_LINE:
+        if len(line.removesuffix("\r").encode()) > MAX_LINE:
             self._problem(number, f"The line has more than {MAX_LINE} bytes.")
             return None
         return _Found(number, (found[0].removeprefix("--"), *found[1:]))
+
+    def _keep(self, line: int, *given: str) -> None:
+        if len(words.join(given).encode()) > MAX_LINE:
+            self._problem(
+                line, f"The line has more than {MAX_LINE} bytes, as it is written for OpenVPN."
+            )
+        else:
+            self._kept.append(Directive(words=given))
 
     def _take(self, found: _Found, within: bool = False) -> None:
         name, line = found.words[0], found.line
@@ -243,30 +266,37 @@ class _Reader:
             if not values:
                 self._problem(found.line, "'remote' names no server.")
                 return
+            if not values[0].isprintable() or set(values[0]) & set(" ,"):
+                self._problem(found.line, "'remote' names what can be no server.")
+                return
             port, proto = (*values[1:3], None, None)[:2]
+            if within:  # there, OpenVPN has one server, and the last word of each kind counts
+                self._defaults.update(port=port or self._defaults["port"])
+                self._defaults.update(proto=proto or self._defaults["proto"])
             self._remotes.append((values[0], port, proto))
         elif name in ("port", "rport", "proto") and values:
             self._defaults["proto" if name == "proto" else "port"] = values[0]
         elif name in ("server-poll-timeout", "connect-timeout") and within:
             return
-        self._kept.append(Directive(words=found.words, inline=found.inline))
+        if found.inline is not None:
+            self._kept.append(Directive(words=(name,), inline=found.inline))
+        else:
+            self._keep(found.line, *found.words)
 
     def _connection(self, found: _Found) -> None:
         """A block of lines about one server: each is held against the list, and they are kept."""
         assert found.inline is not None
-        outside = self._kept, dict(self._defaults)
-        self._kept = []
+        outside = self._kept, self._remotes, dict(self._defaults)
+        self._kept, self._remotes = [], []
         for line in self._lines(found.inline, found.line + 1):
             if line.inline is not None or line.words[0] in (*directives.FILES, "auth-user-pass"):
                 self._problem(line.line, f"{_shown(line.words[0])!r} can't stand in <connection>.")
             else:
                 self._take(line, within=True)
-        inner, self._kept = self._kept, outside[0]
-        if self._remotes:
-            host, port, proto = self._remotes[-1]
-            here = self._defaults
-            self._remotes[-1] = (host, port or here["port"], proto or here["proto"])
-        self._defaults = outside[1]
+        inner, found_here, here = self._kept, self._remotes, self._defaults
+        self._kept, self._remotes, self._defaults = outside
+        if found_here:
+            self._remotes.append((found_here[-1][0], here["port"], here["proto"]))
         body = "".join(f"{words.join(one.words)}\n" for one in inner)
         self._kept.append(Directive(words=("connection",), inline=body))
 
@@ -291,7 +321,7 @@ class _Reader:
                 f"Only {', '.join(directives.SETENV)} and what begins so may be set.",
             )
             return
-        self._kept.append(Directive(words=found.words))
+        self._keep(found.line, *found.words)
 
     def _file(self, found: _Found) -> None:
         name = found.words[0]
@@ -311,22 +341,26 @@ class _Reader:
             text = base64.encodebytes(raw).decode()
         else:
             text = raw.decode("utf-8", "replace")
-        if f"</{name}>" in text:
+        if f"</{name}>" in text or "\0" in text:
             self._problem(found.line, f"The file of {name!r} is not of its kind.")
             return
         body = text if text.endswith("\n") else f"{text}\n"
         self._kept.append(Directive(words=(name,), inline=body))
         if name == "tls-auth" and len(found.words) > 2:
-            self._kept.append(Directive(words=("key-direction", found.words[2])))
+            self._keep(found.line, "key-direction", found.words[2])
 
     def _contents(self, line: int, name: str, path: str) -> bytes | None:
         if path == "stdin":
             self._problem(line, f"{name!r} can't be read from a terminal here.")
             return None
+        shown = path.encode("unicode_escape").decode()
         try:
             raw = self._read_file(path)
+        except VpnConfigError as error:
+            told = f"The file of {name!r} is not read: {shown}: {error.message}."
+            self._problem(line, told, error.remedy)
+            return None
         except OSError as error:
-            shown = path.encode("unicode_escape").decode()
             self._problem(line, f"The file of {name!r} can't be read: {shown}: {error.strerror}.")
             return None
         if len(raw) > MAX_FILE:

@@ -6,11 +6,13 @@ from typing import Final
 
 MAX_WORDS: Final = 16
 """OpenVPN's MAX_PARMS."""
-_SPACE: Final = " \t"
+SPACE: Final = " \t\v\f\r"
+"""C's isspace, without the line's end."""
+_QUOTED: Final = frozenset(f"{SPACE}\"'\\#;")
 
 
 def split(line: str) -> list[str]:
-    """The words of a line: quotes of both kinds, backslashes, comments.
+    """The words of a line, without its end: quotes of both kinds, backslashes, comments.
 
     Raises:
         ValueError: a quote that does not end, a backslash at the end, too many words.
@@ -22,24 +24,26 @@ def split(line: str) -> list[str]:
     for character in characters:
         if quote == "'":
             if character == "'":
-                quote = ""
+                word, quote = _taken(words, word), ""
             else:
                 _add(word, character)
         elif character == "\\":
             escaped = next(characters, None)
             if escaped is None:
                 raise ValueError("a backslash at its end")
+            if word is None and escaped in SPACE:
+                continue
+            if word is None and escaped in "#;":
+                break
             word = word if word is not None else []
             word.append(escaped)
         elif quote:
             if character == quote:
-                quote = ""
+                word, quote = _taken(words, word), ""
             else:
                 _add(word, character)
-        elif character in _SPACE:
-            if word is not None:
-                words.append("".join(word))
-                word = None
+        elif character in SPACE:
+            word = _taken(words, word)
         elif word is None and character in "#;":
             break
         elif character in "\"'" and word is None:
@@ -49,11 +53,17 @@ def split(line: str) -> list[str]:
             word.append(character)
     if quote:
         raise ValueError("a quote that does not end")
-    if word is not None:
-        words.append("".join(word))
+    _taken(words, word)
     if len(words) > MAX_WORDS:
         raise ValueError(f"more than {MAX_WORDS} words")
     return words
+
+
+def _taken(words: list[str], word: list[str] | None) -> list[str] | None:
+    """No word, when the one that there may be has been taken."""
+    if word is not None:
+        words.append("".join(word))
+    return None
 
 
 def _add(word: list[str] | None, character: str) -> None:
@@ -67,7 +77,7 @@ def join(words: tuple[str, ...]) -> str:
 
 
 def _quoted(word: str) -> str:
-    plain = word and not any(character in " \t\"'\\#;" for character in word)
+    plain = word and not _QUOTED.intersection(word)
     if plain:
         return word
     escaped = word.replace("\\", "\\\\").replace('"', '\\"')
