@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 import trio
@@ -173,6 +173,43 @@ async def test_what_was_sent_while_nobody_was_there_waits_and_ends_if_its_sender
             assert await agent.receive_some(100) == b""
 
 
+def change_programs(guest: GuestConsole) -> None:
+    """One closes the port and the next opens it, before the device looks at either message."""
+    for value in (0, 1):
+        guest.queues[3].add([CONTROL.pack(AGENT, OPEN, value)])
+    guest.queues[3].kick()
+
+
+async def test_a_stream_ends_with_its_program_also_where_the_next_one_is_quick() -> None:
+    async with driven() as (console, guest), console.open_port("agent") as agent:
+        await guest.open(AGENT)
+        change_programs(guest)
+        with trio.fail_after(5):
+            assert await agent.receive_some(100) == b""
+        async with console.open_port("agent") as anew:
+            await anew.send_all(b"for the second")
+            assert await guest.read(AGENT, 14) == b"for the second"
+
+
+async def test_what_was_for_one_program_is_not_given_to_the_next() -> None:
+    """Also while the first one's output has not been taken yet."""
+    async with driven() as (console, guest):
+        async with console.open_port("agent") as agent:
+            await guest.open(AGENT)
+            guest.port(AGENT)[1].add([bytes(1_000_000)])
+            guest.port(AGENT)[1].kick()
+            await quiet()
+            change_programs(guest)
+            await quiet()
+            await agent.send_all(b"for the first")
+            guest.offer(AGENT)
+            await quiet()
+            assert guest.port(AGENT)[0].used() == []
+        async with console.open_port("agent") as anew:
+            await anew.send_all(b"for the second")
+            assert await guest.read(AGENT, 14) == b"for the second"
+
+
 async def test_a_guest_that_had_come_and_gone_in_silence_ends_no_stream() -> None:
     async with driven() as (console, guest):
         await guest.open(AGENT)
@@ -218,6 +255,125 @@ async def test_a_message_that_is_heard_for_a_ports_sake_is_used_up_like_any_othe
             assert control.irq.triggers == before + 1
             with trio.fail_after(5):
                 await guest.say(LOG, OPEN, turn & 1)
+
+
+async def drive(guest: GuestConsole, stack: AsyncExitStack, *, resume: bool = False) -> None:
+    """Have the device run until the stack is left."""
+    await stack.enter_async_context(guest.driving(resume=resume))
+    if not resume:
+        await guest.set_up()
+
+
+@pytest.mark.parametrize("where", ["before any driver", "before the program", "in a pause"])
+@pytest.mark.parametrize("left", [b"", b"left"])
+async def test_a_stream_that_was_closed_before_the_guest_came_is_in_nobodys_way(
+    where: str, left: bytes
+) -> None:
+    console = plugin.create({"ports": ["agent"]})
+    guest = GuestConsole(console)
+    async with console.lifespan(), AsyncExitStack() as stack:
+        if where == "in a pause":
+            async with AsyncExitStack() as before:
+                await drive(guest, before)
+        elif where == "before the program":
+            await drive(guest, stack)
+        for _ in range(3):
+            async with console.open_port("agent") as early:
+                if left:
+                    await early.send_all(left)
+        agent = await stack.enter_async_context(console.open_port("agent"))
+        await agent.send_all(b"now")
+        if where != "before the program":
+            await drive(guest, stack, resume=where == "in a pause")
+        await guest.open(AGENT)
+        assert await guest.read(AGENT, 3) == b"now"
+        await guest.print(b"answer", AGENT)
+        assert await agent.receive_some(100) == b"answer"
+        assert console.counters()["dropped_bytes"] == 3 * len(left)
+
+
+async def test_what_a_closed_stream_has_sent_waits_for_the_guest_if_nobody_comes_after_it() -> None:
+    async with driven() as (console, guest):
+        async with console.open_port("agent") as early:
+            await early.send_all(b"for whoever comes")
+        await guest.open(AGENT)
+        assert await guest.read(AGENT, 17) == b"for whoever comes"
+        async with console.open_port("agent") as anew:
+            await anew.send_all(b"next")
+            assert await guest.read(AGENT, 4) == b"next"
+
+
+async def test_what_is_on_its_way_to_a_program_of_the_guest_is_not_lost_to_who_comes_next() -> None:
+    """A guest that gives no buffers is slow, or means harm: who comes next is told of it."""
+    async with driven() as (console, guest):
+        await guest.open(AGENT)
+        async with console.open_port("agent") as agent:
+            await agent.send_all(b"important")
+        await quiet()
+        with pytest.raises(ConfigError, match="has not taken yet"):
+            console.open_port("agent")
+        assert await guest.read(AGENT, 9) == b"important"
+        await quiet()
+        async with console.open_port("agent") as anew:
+            await anew.send_all(b"next")
+            assert await guest.read(AGENT, 4) == b"next"
+    assert console.counters()["dropped_bytes"] == 0
+
+
+async def test_a_program_of_the_guest_that_takes_nothing_can_be_got_rid_of() -> None:
+    async with driven() as (console, guest):
+        await guest.open(AGENT)
+        async with console.open_port("agent") as agent:
+            await agent.send_all(b"to a deaf one")
+        await quiet()
+        await guest.close(AGENT)
+        await guest.open(AGENT)
+        async with console.open_port("agent") as anew:
+            await anew.send_all(b"next")
+            assert await guest.read(AGENT, 4) == b"next"
+
+
+async def test_a_question_that_was_ended_and_waits_for_its_answer_keeps_the_port() -> None:
+    async with driven() as (console, guest), console.open_port("agent") as agent:
+        await agent.send_all(b"question")
+        await agent.send_eof()
+        with pytest.raises(ConfigError, match="open already"):
+            console.open_port("agent")
+        await guest.open(AGENT)
+        assert await guest.read(AGENT, 8) == b"question"
+        await guest.print(b"answer", AGENT)
+        assert await agent.receive_some(100) == b"answer"
+
+
+@pytest.mark.parametrize("in_a_pause", [False, True])
+async def test_a_stream_does_not_begin_with_the_end_of_what_was_for_another(
+    in_a_pause: bool,
+) -> None:
+    console = plugin.create({"ports": ["agent"]})
+    guest = GuestConsole(console)
+    async with console.lifespan(), AsyncExitStack() as stack:
+        running = await stack.enter_async_context(AsyncExitStack())
+        await drive(guest, running)
+        await guest.open(AGENT)
+        first = await stack.enter_async_context(console.open_port("agent"))
+        transmit = guest.port(AGENT)[1]
+        transmit.add([b"x" * 1_000_000])
+        transmit.kick()
+        await quiet()
+        sent = console.counters()["sent_bytes"]
+        assert 0 < sent < 1_000_000
+        await first.send_eof()
+        await quiet()
+        if in_a_pause:
+            await running.aclose()
+        second = await stack.enter_async_context(console.open_port("agent"))
+        if in_a_pause:
+            await drive(guest, stack, resume=True)
+        await quiet()
+        transmit.add([b"for the second"])
+        transmit.kick()
+        assert await second.receive_some(100) == b"for the second"
+        assert console.counters()["dropped_bytes"] == 1_000_000 - sent
 
 
 async def test_a_port_has_one_stream_and_a_console_its_ports() -> None:

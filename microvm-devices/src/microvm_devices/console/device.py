@@ -6,7 +6,7 @@ import struct
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from microvm._loop_calls import LoopCalls
 from microvm.abc import TerminalDevice, VirtioDevice
@@ -23,7 +23,7 @@ from microvm_devices.console.terminal import Terminal
 if TYPE_CHECKING:
     import trio
 
-    from microvm.abc import Activation, ActiveQueue
+    from microvm.abc import Activation, ActiveQueue, Fact
     from microvm.consoles.client import ConsoleDoor
     from microvm.virtio.chain import DescriptorChain
     from microvm_devices.console.config import ConsoleConfig
@@ -132,8 +132,8 @@ class ConsoleDevice(VirtioDevice, TerminalDevice):
         """As `VirtioDevice.counters`; of all ports together.
 
         ``requests`` are buffers used. ``dropped_bytes`` are what the terminal's readers were too
-        slow for, and what was sent to streams whose other end had gone. ``errors`` are control
-        messages that made no sense.
+        slow for, what was sent to streams whose other end had gone, and what closed streams had
+        sent when the port was opened anew. ``errors`` are control messages that made no sense.
         """
         terminal, ports = self._terminal, tuple(self._ports.values())
         return {
@@ -263,7 +263,8 @@ class ConsoleDevice(VirtioDevice, TerminalDevice):
         Either end's closing reads as end-of-file on the other. A port has one stream at a time.
 
         Raises:
-            ConfigError: there is no such port, or it is open.
+            ConfigError: there is no such port, or it is open; or the guest has yet to take what
+                an earlier stream has sent.
             GuestGone: the machine has ended.
         """
         port = self._by_name.get(name)
@@ -273,6 +274,19 @@ class ConsoleDevice(VirtioDevice, TerminalDevice):
         if self._over:
             raise GuestGone("The console's machine has ended.")
         return port.open()
+
+    async def open_stream(self, name: str) -> trio.SocketStream:
+        """As `VirtioDevice.open_stream`: a named port."""
+        return self.open_port(name)
+
+    async def command(self, what: str, arguments: Mapping[str, Any]) -> Mapping[str, Fact]:
+        """As `VirtioDevice.command`: ``resize``, to ``cols`` and ``rows``."""
+        if what != "resize":
+            return await super().command(what, arguments)
+        if set(arguments) != {"cols", "rows"}:
+            raise ConfigError("A console is resized to cols and rows.")
+        self.resize(arguments["cols"], arguments["rows"])
+        return {}
 
     # --- control -------------------------------------------------------------------------
 

@@ -9,14 +9,18 @@ When one side goes:
 * the host program ends its sending, or goes: the guest is told that the port is closed, and reads
   the end behind the last byte. What it still sends goes out as long as somebody takes it.
 * the guest's program closes the port: what it had sent is delivered, and then the stream ends.
-  The host opens the port anew for the next program.
+  The host opens the port anew for the next program, which gets nothing that was for this one.
 * what a guest's program sent while nobody on the host had the port open waits for who opens it;
   and if that program is gone by then, the stream ends behind it.
+* the host program goes, and what it sent has not been taken: that waits for the guest. While a
+  program of the guest is there to take it, who opens the port anew has to wait too; where there
+  is none, who comes next begins anew, and what was left is dropped.
 """
 
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
@@ -50,6 +54,21 @@ class _Connection:
         self.sent = False
         """Something of the guest's has gone out."""
 
+    @property
+    def host_gone(self) -> bool:
+        """Whether the host has closed its end, also where it had sent something before."""
+        poll = select.poll()
+        poll.register(self.sock, 0)  # the events that count are told unasked
+        return bool(poll.poll(0))
+
+    def discard_input(self) -> int:
+        """Throw away what the host has sent; returns how much. No more comes, so this ends."""
+        discarded = 0
+        with contextlib.suppress(OSError):
+            while data := self.sock.recv(1 << 16):
+                discarded += len(data)
+        return discarded
+
     def close(self) -> None:
         import trio
 
@@ -80,11 +99,13 @@ class StreamPort:
         self._waits: set[trio.CancelScope] = set()
         self._sent = 0
         """Of the chain that is being sent: a pause may come in the middle of it."""
+        self._sending: _Connection | None = None
+        """To whom that is."""
         self.requests = 0
         self.sent_bytes = 0
         self.received_bytes = 0
         self.dropped_bytes = 0
-        """Sent by the guest to a stream whose other end had gone."""
+        """Sent to an end of a stream that had gone, or by one that was gone before it was taken."""
 
     # --- the host's side ---------------------------------------------------------------------
 
@@ -92,16 +113,12 @@ class StreamPort:
         """A stream to whatever opens the port in the guest, now or later.
 
         Raises:
-            ConfigError: somebody has it open.
+            ConfigError: somebody has it open, or what somebody sent is still on its way.
             BackendError: the host has no more sockets.
         """
         import trio
 
-        if self._connection is not None and not self._connection.host_ended:
-            raise ConfigError(
-                f"The console's port {self.name!r} is open already.",
-                remedy="Close the other stream first: a port has one.",
-            )
+        self._require_free()
         try:
             ours, theirs = socket.socketpair()
         except OSError as error:
@@ -110,12 +127,35 @@ class StreamPort:
                 remedy="Raise the limit on open files (ulimit -n), or close streams.",
             ) from error
         ours.setblocking(False)
-        self._drop_connection()
+        self._replace_connection()
         self._connection = _Connection(ours)
         self._connection.used = self._guest_open
         self._tell(True)
         self._change()
         return trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
+
+    def _require_free(self) -> None:
+        # Looked at here: while no program of the guest is there, or no guest, nobody else does.
+        connection = self._connection
+        if connection is None or connection.host_ended or self._sees_end(connection):
+            return
+        if not connection.host_gone:
+            raise ConfigError(
+                f"The console's port {self.name!r} is open already.",
+                remedy="Close the other stream first: a port has one.",
+            )
+        if self._is_heard(connection):
+            raise ConfigError(
+                f"The guest's program at the console's port {self.name!r} has not taken yet what "
+                "an earlier stream has sent.",
+                remedy="Try again when it has, or have it close the port.",
+            )
+
+    def _replace_connection(self) -> None:
+        connection = self._connection
+        if connection is not None and not connection.host_ended:
+            self.dropped_bytes += connection.discard_input()
+        self._drop_connection()
 
     # --- the guest's side --------------------------------------------------------------------
 
@@ -126,13 +166,15 @@ class StreamPort:
         self._left_unheard = not is_open and connection is None
         if connection is not None:
             connection.used = True
-            connection.guest_ended = not is_open
+            # It stays so: the next program of the guest may come before the end was seen to.
+            connection.guest_ended |= not is_open
         self._change()
 
     def reset(self) -> None:
         """The guest is gone, and so is what a stream of its had been about."""
         self._guest_open = self._left_unheard = False
         self._sent = 0
+        self._sending = None
         if self._connection is not None and self._connection.used:
             self._drop_connection()
 
@@ -163,7 +205,7 @@ class StreamPort:
         chain: DescriptorChain | None = None
         while True:
             connection = self._connection
-            if connection is None or connection.host_ended or not self._guest_open:
+            if connection is None or connection.host_ended or not self._is_heard(connection):
                 await self._until_change(trio.sleep_forever)
                 continue
             if not await self._until_ready(trio.lowlevel.wait_readable, connection):
@@ -172,13 +214,17 @@ class StreamPort:
                 continue
             if chain is None:
                 chain = await next_buffer(active)
-            if connection is self._connection and self._guest_open:
+            if connection is self._connection and self._is_heard(connection):
                 length = self._receive(connection, chain)
                 if length:
                     active.queue.add_used(chain.head, length)
                     self.requests += 1
                     active.notify()
                     chain = None
+
+    def _is_heard(self, connection: _Connection) -> bool:
+        """Whether the program of the guest that it is for is there."""
+        return self._guest_open and not connection.guest_ended
 
     def _sees_end(self, connection: _Connection) -> bool:
         """Whether the host sends no more, which the guest is told: also one without buffers."""
@@ -224,7 +270,6 @@ class StreamPort:
             queue.disable_notification()
             chain = queue.pop()
             if chain is not None:
-                connection.used = connection.sent = True
                 await self._send(active, chain)
                 queue.add_used(chain.head, 0)
                 self.requests += 1
@@ -250,12 +295,17 @@ class StreamPort:
         return connection.guest_ended or (self._left_unheard and connection.sent)
 
     async def _send(self, active: ActiveQueue, chain: DescriptorChain) -> None:
-        """Send a chain to the host, waiting while it takes none; drop what nobody takes."""
+        """Send a chain to the host, waiting while it takes none; drop what nobody takes.
+
+        It is for one stream: who opens the port in the middle of it does not get its end.
+        """
         import trio
 
+        if not self._sent:
+            self._sending = self._connection
         while self._sent < chain.readable_len:
             connection = self._connection
-            if connection is None:
+            if connection is None or connection is not self._sending:
                 self.dropped_bytes += chain.readable_len - self._sent
                 break
             try:
@@ -269,9 +319,11 @@ class StreamPort:
                 if connection is self._connection:
                     self._drop_connection()
             else:
+                connection.used = connection.sent = True
                 self._sent += done
                 self.sent_bytes += done
         self._sent = 0
+        self._sending = None
 
     # --- waiting -----------------------------------------------------------------------------
 
