@@ -14,6 +14,7 @@ of them. Any thread may use a machine, several at once.
 * When the interpreter exits, in whatever way that runs `atexit`, machines that are left are ended.
 * A process forked from this one can't use its machines, and does not end them.
 * Streams to ports are plain blocking sockets, a command's streams are binary files.
+* What plugins bring of their own comes here by a `Portal`, as `microvm_guest.openvpn.sync` does.
 
 Importing this costs no trio: that comes with the first machine.
 """
@@ -25,6 +26,7 @@ from microvm.sync._forward import Forward
 from microvm.sync._guest import Guest
 from microvm.sync._jobs import GuestJob, JobOutput
 from microvm.sync._machine import Machine
+from microvm.sync._portal import Portal
 from microvm.sync._process import GuestProcess
 from microvm.sync._streams import StreamWriter
 
@@ -38,6 +40,7 @@ __all__ = [
     "JobOutput",
     "Listener",
     "Machine",
+    "Portal",
     "StreamWriter",
     "TooSlowError",
     "fail_after",
