@@ -29,6 +29,7 @@ def test_every_problem_is_reported_at_once() -> None:
 
 @pytest.mark.parametrize("bad", [0, 39, -1, 2**40, True, 64.0, "64", None])
 def test_memory_outside_its_bounds_or_not_an_int_is_refused(bad: object) -> None:
+    """Row 81."""
     with pytest.raises(ConfigError, match="mem_size_mib: must be a whole number from 40"):
         MachineConfig(mem_size_mib=bad)  # type: ignore[arg-type]
 
@@ -39,6 +40,7 @@ def test_the_bounds_themselves_are_good() -> None:
 
 @pytest.mark.parametrize("bad", [0, 256, True, 1.0])
 def test_vcpu_count_outside_its_bounds_is_refused(bad: object) -> None:
+    """Row 81."""
     with pytest.raises(ConfigError, match="vcpu_count"):
         MachineConfig(vcpu_count=bad)  # type: ignore[arg-type]
 
@@ -51,6 +53,7 @@ def test_reserved_guest_cids_are_refused(cid: int) -> None:
 
 @pytest.mark.parametrize("words", ["a\0b", "a\nb", "é", "\x1b[31m"])
 def test_a_command_line_is_one_line_of_printable_ascii(words: str) -> None:
+    """Row 70."""
     with pytest.raises(ConfigError, match="cmdline"):
         BootSource(kernel="/k", cmdline=words)  # type: ignore[arg-type]
 

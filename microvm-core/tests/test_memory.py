@@ -1,8 +1,10 @@
 """GuestMemory: the one way in, and what it refuses. Numbers are rows of the hazard catalogue."""
 
 import fcntl
+import gc
 import mmap
 import os
+import resource
 import struct
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microvm.errors import GuestMemoryError
+from microvm.errors import BackendError, GuestMemoryError
 from microvm.memory import GuestMemory, GuestRegion, page_reclaim
 
 
@@ -145,6 +147,27 @@ def test_anonymous_memory_is_zeros_at_its_address() -> None:
     assert memory.read(0x10000, 0x3000) == bytes(0x3000)
     with pytest.raises(GuestMemoryError):
         memory.read(0, 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/statm")
+def test_memory_that_the_host_does_not_give_is_told_and_what_it_gave_is_given_back() -> None:
+    """Row 98."""
+    before = address_space()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (before + (1 << 30), limits[1]))
+    try:
+        with pytest.raises(BackendError, match="can't give 1073741824 bytes") as caught:
+            GuestMemory.for_ranges([(0, 512 << 20), (4 << 30, 1 << 30)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert "mem_size_mib" in (caught.value.remedy or "")
+    del caught  # whose frames hold what was given
+    gc.collect()
+    assert address_space() - before < 64 << 20
+
+
+def address_space() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
 
 
 def test_released_memory_refuses_everything_and_lets_its_mapping_close() -> None:

@@ -76,6 +76,7 @@ def use(hypervisor: KvmHypervisor) -> None:
 def test_whichever_call_fails_it_is_named_and_everything_is_given_back(
     leaves_nothing: None,
 ) -> None:
+    """Row 98."""
     counting = FailingCalls()
     use(KvmHypervisor(counting))
     assert counting.count > 20
@@ -89,6 +90,7 @@ def test_whichever_call_fails_it_is_named_and_everything_is_given_back(
 def test_when_descriptors_run_out_at_any_moment_everything_is_given_back(
     leaves_nothing: None,
 ) -> None:
+    """Row 98."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     failures = set()
     with open(os.devnull) as probe:
@@ -107,6 +109,7 @@ def test_when_descriptors_run_out_at_any_moment_everything_is_given_back(
 
 
 def test_a_call_that_a_signal_interrupts_is_made_again() -> None:
+    """Row 97."""
     # KVM_CREATE_VM is one that gives EINTR, when a signal comes while it waits.
     calls = KernelCalls()
     fd = open_kvm(calls)
@@ -146,6 +149,7 @@ def _target(fd: str) -> str:
 
 
 def test_a_forked_child_can_neither_run_nor_disturb_the_vm() -> None:
+    """Row 99."""
     with contract_machine(KvmHypervisor(), guests.COUNT) as machine:
         assert machine.write_of(guests.PORT) == 0
         child = os.fork()
@@ -290,6 +294,7 @@ def test_facts_are_those_of_this_kvm() -> None:
 
 @pytest.mark.slow
 def test_a_thousand_machines_leave_no_descriptor_thread_mapping_or_memory_behind() -> None:
+    """Row 100."""
     hypervisor = KvmHypervisor()
 
     def cycle() -> None:

@@ -102,6 +102,7 @@ async def test_a_guest_powers_off_by_acpi(machine_of) -> None:
 
 
 async def test_a_triple_fault_is_told_with_registers_and_code(machine_of) -> None:
+    """Rows 95 and 96."""
     guest = MicroGuest()
     guest.code(b"\x0f\x0b")  # ud2, and there is no IDT
     outcome = await ending(machine_of(guest))
@@ -121,6 +122,7 @@ async def test_an_instruction_that_kvm_can_not_emulate_is_told_as_such(machine_o
 
 
 async def test_a_guest_that_halts_with_interrupts_off_has_ended(machine_of) -> None:
+    """Row 95."""
     guest = MicroGuest()
     guest.halt()
     assert (await ending(machine_of(guest))).reason is OutcomeReason.HALTED
@@ -130,6 +132,7 @@ async def test_a_guest_that_halts_with_interrupts_off_has_ended(machine_of) -> N
 async def test_a_guest_that_spins_with_interrupts_off_is_stopped_within_a_second(
     machine_of, vcpus
 ) -> None:
+    """Row 95."""
     guest = saying("up\n")
     guest.code(b"\xeb\xfe")  # jmp .
     async with machine_of(guest, vcpu_count=vcpus) as machine:
@@ -294,6 +297,7 @@ def test_an_interpreter_that_ends_with_a_machine_running_ends_quietly(argv, prog
 async def test_a_fork_of_the_program_neither_sees_guest_memory_nor_keeps_the_machine(
     machine_of,
 ) -> None:
+    """Row 99."""
     guest = saying("up\n")
     guest.code(b"\xeb\xfe")
     async with machine_of(guest) as machine:
@@ -312,6 +316,7 @@ async def test_a_fork_of_the_program_neither_sees_guest_memory_nor_keeps_the_mac
 
 @pytest.mark.slow
 async def test_a_thousand_machines_from_start_to_stop_leave_nothing_behind(machine_of) -> None:
+    """Row 100."""
     guest = saying("up\n")
     guest.code(b"\xeb\xfe")
     kernel = machine_of(guest)  # written once

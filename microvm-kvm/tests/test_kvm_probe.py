@@ -109,6 +109,7 @@ def test_another_system_is_told_and_nothing_is_tried(system: str, machine: str) 
 def test_a_device_that_does_not_open_is_told_with_what_to_do(
     number: int, says: str, remedy: str
 ) -> None:
+    """Row 97."""
     report = report_on(calls=AnsweringCalls(refuses=number))
     assert not report.usable
     assert report.reason.startswith("/dev/kvm ")
@@ -131,12 +132,14 @@ def test_a_device_that_is_no_kvm_is_told() -> None:
 
 
 def test_another_version_of_the_interface_is_told() -> None:
+    """Row 97."""
     report = report_on(calls=AnsweringCalls({ioctls.KVM_GET_API_VERSION: 11}))
     assert not report.usable
     assert "speaks version 11" in report.reason
 
 
 def test_missing_capabilities_are_named_all_at_once() -> None:
+    """Row 97."""
     calls = AnsweringCalls()
     calls.lacks = {constants.KVM_CAP_IRQFD, constants.KVM_CAP_PIT2}
     report = report_on(calls=calls)
@@ -146,6 +149,7 @@ def test_missing_capabilities_are_named_all_at_once() -> None:
 
 
 def test_a_kvm_that_makes_no_vm_is_told() -> None:
+    """Row 97."""
     hypervisor = FakeHypervisor()
     hypervisor.failures["create_vm"] = HypervisorCallError("KVM_CREATE_VM", errno.ENOMEM)
     report = report_on(hypervisor=hypervisor)
@@ -175,6 +179,7 @@ def test_a_kvm_that_runs_every_piece_is_usable_and_accelerated() -> None:
 
 @pytest.mark.parametrize("failing", range(PIECES))
 def test_one_piece_that_fails_is_enough_to_say_no_and_it_is_named(failing: int) -> None:
+    """Row 97: a KVM that only emulates."""
     steps: list[Step] = [ANSWER] * PIECES
     steps[failing] = FAULT
     report = report_on(*steps, ANSWER, ANSWER)

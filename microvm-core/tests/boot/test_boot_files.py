@@ -38,6 +38,7 @@ def test_a_symbolic_link_is_followed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", BOTH)
 def test_a_missing_file_is_refused(tmp_path: Path, what: BootFile) -> None:
+    """Row 67."""
     assert "no such file" in refusal(tmp_path / "nothing", what)
 
 
@@ -66,11 +67,13 @@ def test_a_path_with_a_nul_byte_is_refused(what: BootFile) -> None:
 
 @pytest.mark.parametrize("what", BOTH)
 def test_a_directory_is_refused(tmp_path: Path, what: BootFile) -> None:
+    """Row 67."""
     assert "a directory" in refusal(tmp_path, what)
 
 
 @pytest.mark.parametrize("what", BOTH)
 def test_a_fifo_nobody_writes_to_is_refused_without_waiting(tmp_path: Path, what: BootFile) -> None:
+    """Row 67."""
     os.mkfifo(tmp_path / "fifo")
     assert "a FIFO" in refusal(tmp_path / "fifo", what)
 
@@ -84,11 +87,13 @@ def test_a_socket_is_refused(tmp_path: Path, what: BootFile) -> None:
 
 @pytest.mark.parametrize("what", BOTH)
 def test_an_endless_device_is_refused(what: BootFile) -> None:
+    """Row 67."""
     assert "a device" in refusal(Path("/dev/zero"), what)
 
 
 @pytest.mark.parametrize("what", BOTH)
 def test_an_empty_file_is_refused(tmp_path: Path, what: BootFile) -> None:
+    """Row 67."""
     (tmp_path / "empty").touch()
     assert "empty" in refusal(tmp_path / "empty", what)
 
@@ -96,6 +101,7 @@ def test_an_empty_file_is_refused(tmp_path: Path, what: BootFile) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 @pytest.mark.parametrize("what", BOTH)
 def test_an_unreadable_file_is_refused(tmp_path: Path, what: BootFile) -> None:
+    """Row 67."""
     (tmp_path / "secret").write_bytes(b"x")
     (tmp_path / "secret").chmod(0)
     assert "Permission denied" in refusal(tmp_path / "secret", what)
@@ -115,6 +121,7 @@ def test_kernel_and_initrd_exchanged_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", BOTH)
 def test_a_file_larger_than_the_guests_memory_is_refused(tmp_path: Path, what: BootFile) -> None:
+    """Rows 67 and 75."""
     with (tmp_path / "large").open("wb") as file:
         file.truncate((16 << 20) + 1)
     assert "16 MiB" in refusal(tmp_path / "large", what, mem_size_mib=16)

@@ -1,5 +1,6 @@
 """Kernels are recognised from bytes alone: whole ones, cut ones, and what is no kernel."""
 
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -135,8 +136,16 @@ def test_a_kernel_cut_anywhere_is_refused(whole: bytes) -> None:
     ],
 )
 def test_what_is_no_kernel_is_named(data: bytes, reason: str) -> None:
+    """Rows 67, 68 and 71."""
     with pytest.raises(KernelFormatError, match=reason):
         identify(data)
+
+
+def test_a_multiboot_header_makes_no_kernel_of_a_file() -> None:
+    """Row 74: that protocol is not offered."""
+    header = struct.pack("<III", 0x1BADB002, 0, -0x1BADB002 & 0xFFFF_FFFF)
+    with pytest.raises(KernelFormatError, match="neither"):
+        identify(header + bytes(4096))
 
 
 def test_notes_are_read_whole_or_not_at_all() -> None:
@@ -171,6 +180,7 @@ READ_LIMIT = HEADER_BYTES + MAX_PROGRAM_HEADERS * (56 + MAX_NOTE_BYTES)
 @given(st.binary(max_size=2048) | st.binary(max_size=2048).map(lambda tail: b"\x7fELF" + tail))
 @example(GREEDY)
 def test_whatever_a_file_claims_little_of_it_is_read(data: bytes) -> None:
+    """Rows 71 and 72: no allocation by what a header says."""
     read_at, total = counting(data)
     with suppress(KernelFormatError):
         identify_kernel(read_at, len(data))

@@ -139,6 +139,7 @@ def test_the_zero_page_maps_the_memory(loader: Loader) -> None:
 
 
 def test_a_header_that_claims_more_than_its_slot_is_cut_there(loader: Loader) -> None:
+    """Row 69."""
     kernel = bytearray(bzimage(jump=0xFF))
     kernel[0x268:0x310] = b"\xee" * (0x310 - 0x268)
     loader.load(bytes(kernel))
@@ -340,6 +341,7 @@ def test_every_general_register_is_set(loader: Loader, kernel: bytes) -> None:
 def test_a_bzimage_that_contradicts_itself_or_us_is_refused(
     loader: Loader, kernel: bytes, reason: str
 ) -> None:
+    """Row 68."""
     message = loader.refusal(kernel)
     assert reason in message
     assert str(loader.kernel) in message
@@ -412,6 +414,7 @@ def test_a_64_bit_entry_is_mapped_or_refused(loader: Loader) -> None:
 def test_an_elf_kernel_that_contradicts_itself_or_us_is_refused(
     loader: Loader, kernel: bytes, reason: str
 ) -> None:
+    """Row 71."""
     message = loader.refusal(kernel)
     assert reason in message
     assert str(loader.kernel) in message
@@ -429,17 +432,20 @@ def test_an_elf_kernel_that_contradicts_itself_or_us_is_refused(
     ],
 )
 def test_a_broken_note_is_no_pvh_entry(loader: Loader, notes: bytes) -> None:
+    """Row 72."""
     assert loader.load(elf(notes=notes))["rip"] == ENTRY
 
 
 @pytest.mark.parametrize("size", [4, 8])
 def test_a_pvh_entry_may_be_told_in_four_or_eight_bytes(loader: Loader, size: int) -> None:
+    """Row 72."""
     notes = note(b"Xen\0", 18, PVH_ENTRY.to_bytes(size, "little"))
     assert loader.load(elf(notes=notes))["rip"] == PVH_ENTRY
 
 
 @pytest.mark.parametrize("whole", [elf(), bzimage()], ids=["elf", "bzimage"])
 def test_a_kernel_cut_anywhere_is_not_loaded(loader: Loader, whole: bytes) -> None:
+    """Row 67."""
     for length in (*range(1, 0x300), len(whole) - 1):
         loader.kernel.write_bytes(whole[:length])
         protocol = protocols.ELF if whole[0] == 0x7F else protocols.BZIMAGE
@@ -461,6 +467,7 @@ def test_a_kernel_with_any_fields_changed_is_loaded_or_refused(
     base: bytes,
     changes: list[tuple[int, int, int]],
 ) -> None:
+    """Rows 68, 69, 71 and 72, fuzzed."""
     data = bytearray(base)
     for at, size, value in changes:
         data[at : at + size] = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
@@ -500,11 +507,13 @@ def test_the_initrd_ends_where_the_kernel_can_reach(loader: Loader) -> None:
 def test_an_initrd_that_can_not_be_loaded_is_refused_by_name(
     loader: Loader, kernel: bytes, content: bytes, reason: str
 ) -> None:
+    """Row 75."""
     message = loader.refusal(kernel, initrd=content)
     assert f"The initrd {loader.initrd} can't be used: {reason}" in message
 
 
 def test_an_initrd_out_of_the_kernels_reach_is_refused(loader: Loader) -> None:
+    """Row 75."""
     assert "don't fit" in loader.refusal(bzimage(initrd_addr_max=0xF_FFFF))
     assert "don't fit" in loader.refusal(bzimage(initrd_addr_max=0))
 
@@ -525,6 +534,7 @@ def test_a_missing_initrd_is_refused(loader: Loader) -> None:
 def test_a_command_line_is_as_long_as_the_kernel_takes_and_no_longer(
     loader: Loader, kernel: bytes, limit: int
 ) -> None:
+    """Row 70."""
     loader.load(kernel, cmdline="a" * limit)
     assert loader.memory.read(layout.CMDLINE, limit + 1) == b"a" * limit + b"\0"
     message = loader.refusal(kernel, cmdline="a" * (limit + 1))
@@ -533,6 +543,7 @@ def test_a_command_line_is_as_long_as_the_kernel_takes_and_no_longer(
 
 @pytest.mark.parametrize("line", ["a\0b", "a\nb", "a\tb", "ä", "a\x7f"])
 def test_a_command_line_that_is_no_line_of_ascii_is_refused(loader: Loader, line: str) -> None:
+    """Row 70."""
     with pytest.raises(ConfigError, match="one line of printable ASCII"):
         loader.load(bzimage(), cmdline=line)
 
@@ -543,6 +554,7 @@ def test_a_command_line_that_is_no_line_of_ascii_is_refused(loader: Loader, line
 def test_a_file_that_shrinks_while_it_is_read_is_refused(
     loader: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Rows 67 and 79."""
     whole = os.preadv
 
     def shrinks(descriptor: int, buffers: list[memoryview], at: int) -> int:

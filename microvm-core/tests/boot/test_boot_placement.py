@@ -21,6 +21,7 @@ PAGE = 0x1000
     ("one", "other"), list(itertools.combinations(BOOT_STRUCTURES, 2)), ids=lambda name: name
 )
 def test_no_two_boot_structures_overlap(one: str, other: str) -> None:
+    """Row 69."""
     assert not BOOT_STRUCTURES[one].overlaps(BOOT_STRUCTURES[other])
 
 
@@ -39,6 +40,7 @@ def test_a_structure_is_ram_in_the_map_or_reserved(name: str) -> None:
 
 
 def test_the_largest_memory_map_fits_into_both_its_places() -> None:
+    """Row 69."""
     pvh = BOOT_STRUCTURES["PVH memory map"]
     assert pvh.length >= MAX_ENTRIES * 24
     assert 0x2D0 + MAX_ENTRIES * 20 <= PAGE
@@ -114,6 +116,7 @@ def test_an_initrd_never_reaches_into_the_device_hole() -> None:
     ],
 )
 def test_an_initrd_without_a_place_is_refused(size: int, ram: int, highest: int) -> None:
+    """Row 75."""
     with pytest.raises(DoesNotFit, match="don't fit beside the kernel"):
         place(size, ram=ram, highest=highest)
 
@@ -128,6 +131,7 @@ def test_an_initrd_without_a_place_is_refused(size: int, ram: int, highest: int)
 def test_wherever_an_initrd_lies_it_is_nowhere_that_it_must_not_be(
     size: int, start: int, length: int, ram: int, highest: int
 ) -> None:
+    """Rows 69 and 75."""
     kernel = Span(start, start + length)
     try:
         span = place_initrd(size, kernel=kernel, ram_end=ram, highest=highest)

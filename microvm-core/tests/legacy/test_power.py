@@ -1,4 +1,4 @@
-"""How a guest ends: the keyboard controller, the ACPI registers, the chipset's reset. Row 95."""
+"""How a guest ends: the keyboard controller, the ACPI registers, the chipset's reset."""
 
 import pytest
 

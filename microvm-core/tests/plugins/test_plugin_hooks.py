@@ -217,6 +217,7 @@ STRICT_CALLS = {
 @fatal
 @pytest.mark.parametrize("hook", STRICT_CALLS)
 def test_a_fault_in_a_hook_that_decides_is_an_error_with_the_plugins_name(hook, raised):
+    """Row 100."""
     given = manager(hooks(**{hook: raiser(raised)}))
     with pytest.raises(PluginLoadError, match=rf"device/p0 .*{hook} raised") as caught:
         STRICT_CALLS[hook](given)
@@ -301,6 +302,7 @@ ISOLATED_CALLS = {
 @fatal
 @pytest.mark.parametrize("hook", ISOLATED_CALLS)
 def test_a_fault_in_a_hook_that_is_told_is_logged_and_the_others_are_called(hook, raised, caplog):
+    """Row 100."""
     called = []
     given = manager(
         hooks(**{hook: lambda: called.append("before")}),

@@ -53,6 +53,7 @@ async def test_a_device_is_served_over_the_bus_and_interrupts_by_its_line(machin
 
 
 async def test_eighteen_devices_have_an_address_and_an_interrupt_each(machine_on) -> None:
+    """Row 81: the last number that works."""
     async with machine_on(guest(Spin()), devices=[UPPER] * 18) as machine:
         (vm,) = machine.hypervisor.vms
         assert len(vm.bells) == 18
@@ -60,6 +61,7 @@ async def test_eighteen_devices_have_an_address_and_an_interrupt_each(machine_on
 
 
 async def test_memory_beyond_3_gib_goes_behind_the_hole(machine_on) -> None:
+    """Row 81."""
     async with machine_on(guest(Spin()), mem_size_mib=3 * 1024 + 64) as machine:
         (vm,) = machine.hypervisor.vms
         spans = [(region.start, region.end) for region in vm.regions]
@@ -69,6 +71,7 @@ async def test_memory_beyond_3_gib_goes_behind_the_hole(machine_on) -> None:
 async def test_a_machine_has_no_more_vcpus_than_apic_ids_whatever_its_hypervisor_says(
     machine_on,
 ) -> None:
+    """Row 81."""
     hypervisor = FakeHypervisor(max_vcpu_count=1024)
     with pytest.raises(ConfigError, match="may have 254, not 255"):
         async with machine_on(hypervisor=hypervisor, vcpu_count=255):
@@ -76,6 +79,8 @@ async def test_a_machine_has_no_more_vcpus_than_apic_ids_whatever_its_hypervisor
 
 
 def test_everything_that_the_board_can_not_hold_is_told_at_once(machine_on) -> None:
+    """Row 81."""
+
     async def start():
         async with machine_on(
             guest(),

@@ -64,6 +64,7 @@ ENDS = {
 
 @pytest.mark.parametrize(("steps", "reason"), ENDS.values(), ids=ENDS)
 async def test_each_end_is_told_apart(machine_on, leaves_nothing, steps, reason) -> None:
+    """Row 95."""
     outcome = await ending(machine_on(guest(*steps)))
     assert outcome.reason is reason, outcome.detail
 
@@ -76,6 +77,7 @@ async def test_a_panics_words_and_the_last_lines_are_in_the_outcome(machine_on) 
 
 @pytest.mark.parametrize("steps", [[Shutdown()], [InternalError(1, "emulation failed")]])
 async def test_a_cpu_that_can_not_go_on_leaves_registers_and_code(machine_on, steps) -> None:
+    """Row 96."""
     outcome = await ending(machine_on(guest(*steps)))
     assert outcome.cpu_state[0] == "vCPU 0:"
     assert any("rip=" in line for line in outcome.cpu_state)
@@ -83,6 +85,7 @@ async def test_a_cpu_that_can_not_go_on_leaves_registers_and_code(machine_on, st
 
 
 async def test_a_guest_that_spins_is_stopped(machine_on, leaves_nothing) -> None:
+    """Row 95."""
     with trio.fail_after(WITHIN_S):
         async with machine_on(guest(Spin())) as machine:
             outcome = await machine.stop()
@@ -98,6 +101,7 @@ async def test_cancelling_the_scope_ends_every_vcpu(machine_on, leaves_nothing) 
 
 
 async def test_every_end_of_one_vcpu_ends_the_others(machine_on, leaves_nothing) -> None:
+    """Row 96."""
     outcome = await ending(machine_on(guest(Spin()), guest(Shutdown()), guest(Spin())))
     assert outcome.reason is OutcomeReason.TRIPLE_FAULT
     assert outcome.cpu_state[0] == "vCPU 1:"
@@ -130,6 +134,8 @@ async def test_vcpus_that_were_never_started_do_not_keep_a_halted_machine(machin
 
 
 async def test_a_failing_call_on_the_exit_path_is_a_crash_with_the_calls_name(machine_on) -> None:
+    """Row 96."""
+
     def script(vcpu):
         yield PioWrite(0x80, 1, b"\0")
         raise HypervisorCallError("KVM_RUN", 14)
@@ -141,6 +147,7 @@ async def test_a_failing_call_on_the_exit_path_is_a_crash_with_the_calls_name(ma
 
 
 async def test_a_bug_in_a_bus_device_ends_the_machine_in_words(machine_on, caplog) -> None:
+    """Row 96."""
     machine = machine_on(guest(MmioRead(layout.virtio_mmio_base(0) + 0x100, 4)), devices=[UPPER])
 
     def broken(offset, length):
@@ -155,6 +162,7 @@ async def test_a_bug_in_a_bus_device_ends_the_machine_in_words(machine_on, caplo
 async def test_a_devices_own_bug_ends_the_machine_and_comes_out_as_it_is(
     machine_on, leaves_nothing
 ) -> None:
+    """Row 96."""
     machine = machine_on(guest(*stores(*ACCEPT, DRIVER_OK), Spin()), devices=[UPPER])
 
     async def broken(activation):
@@ -167,6 +175,7 @@ async def test_a_devices_own_bug_ends_the_machine_and_comes_out_as_it_is(
 
 
 async def test_twenty_machines_at_once_end_on_their_own(machine_on, leaves_nothing) -> None:
+    """Row 100."""
     async with trio.open_nursery() as nursery:
         for _ in range(20):
             machine = machine_on(guest(*printed("hello\n"), I8042_RESET))

@@ -111,6 +111,7 @@ async def test_no_vcpu_runs_before_all_are_there(machine_on, leaves_nothing) -> 
 async def test_a_call_that_fails_at_the_start_is_the_error_and_leaves_nothing(
     machine_on, leaves_nothing, call
 ) -> None:
+    """Row 98."""
     machine = machine_on(guest(Spin()), guest(Spin()), devices=[UPPER])
     machine.hypervisor.failures[call] = HypervisorCallError(call, 12)
     with pytest.raises(HypervisorCallError, match=f"{call} failed"):
@@ -122,6 +123,7 @@ async def test_a_call_that_fails_at_the_start_is_the_error_and_leaves_nothing(
 async def test_a_thread_that_the_host_does_not_give_is_an_error_that_says_so(
     machine_on, leaves_nothing, monkeypatch
 ) -> None:
+    """Row 98."""
     real, started = threading.Thread.start, []
 
     def start(thread):
