@@ -1,6 +1,7 @@
 """Whole machines on the KVM of this machine, whatever it is good for: guests of a few bytes."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -282,6 +283,45 @@ def test_a_process_that_is_ended_takes_its_machine_along(argv, number) -> None:
         process.send_signal(number)
         assert process.wait(timeout=10) in (-number, 1)
     assert not os.path.exists(f"/proc/{process.pid}")
+
+
+START_WITH_ALL_THAT_IS_LOCKED = """
+from pathlib import Path
+import attrs
+from microvm import DriveConfig, VsockConfig
+here = Path(sys.argv[1]).parent
+config = attrs.evolve(
+    config, drives=(DriveConfig(path=here / "disk"),), vsock=VsockConfig(uds_path=here / "vsock")
+)
+"""
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_killed_at_any_moment_is_in_nobodys_way(argv, tmp_path: Path) -> None:
+    """Row 94: of its socket, of its lock on a disk."""
+    pytest.importorskip("microvm_devices")
+    (tmp_path / "disk").write_bytes(bytes(1 << 20))
+    command = argv(START_WITH_ALL_THAT_IS_LOCKED + RUN_FOREVER, SPINNING)
+    chance = random.Random(94)
+
+    def started() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    with started() as process:
+        began = time.monotonic()
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        takes_s = time.monotonic() - began
+        process.kill()
+    for _ in range(30):
+        with started() as process:
+            time.sleep(chance.uniform(0, 1.2 * takes_s))
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            process.kill()
+    with started() as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.kill()
 
 
 @pytest.mark.parametrize("guest", [SPINNING, EXITING], ids=["spinning", "exiting"])
