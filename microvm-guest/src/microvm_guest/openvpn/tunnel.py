@@ -458,7 +458,8 @@ class _Run:
 
     async def _ask(self, challenge: Challenge) -> None:
         assert self._credentials.answer is not None
-        answer = await self._credentials.answer(challenge)
+        given = self._credentials.answer(challenge)
+        answer = given if isinstance(given, str) else await given
         self._do(self._session.answered(challenge, answer, time.time()))
 
     async def _find_way(self, wanted: s.FindWay) -> None:
