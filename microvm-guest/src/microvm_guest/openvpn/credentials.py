@@ -41,10 +41,11 @@ class Credentials:
     key_passphrase: str | None = attrs.field(
         default=None, repr=False, kw_only=True, validator=_one_line
     )
-    answer: Callable[[Challenge], Awaitable[str]] | None = attrs.field(
+    answer: Callable[[Challenge], Awaitable[str] | str] | None = attrs.field(
         default=None, repr=False, kw_only=True
     )
-    """Called for each question; a one-time code is asked for again when the tunnel reconnects."""
+    """Called for each question; a one-time code is asked for again when the tunnel reconnects. A
+    plain function must not wait, unless it is for `microvm_guest.openvpn.sync`: there it may."""
 
 
 def parse_auth_file(text: str) -> Credentials:
