@@ -105,7 +105,7 @@ def test_what_makes_no_sense_together_is_a_usage_error(microvm, words) -> None:
     assert microvm(*words).returncode == 2
 
 
-@pytest.mark.parametrize("verb", ["console", "stats", "stop"])
+@pytest.mark.parametrize("verb", ["console", "stats", "balloon", "stop"])
 def test_a_machine_that_is_not_there_is_named_with_what_to_do(microvm, verb) -> None:
     done = microvm(verb, "web-1")
     assert done.returncode == 125

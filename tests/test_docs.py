@@ -97,6 +97,7 @@ COMMANDS = (
     ("ls",),
     ("console",),
     ("stats",),
+    ("balloon",),
     ("stop",),
     ("doctor",),
     ("plugins",),

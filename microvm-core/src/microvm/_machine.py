@@ -8,7 +8,7 @@ listeners first; and the sink is there for its last words.
 
 What is told elsewhere: the end in `_machine_end`, getting ready in `_machine_ready`; and of what
 it can do, the guest's part in `_machine_guest`, ports in `_machine_ports`, the console in
-`_machine_console`.
+`_machine_console`, devices in `_machine_devices`.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ from microvm._assembly import Assembly, BackendChoice, assemble
 from microvm._groups import only_error
 from microvm._link_notices import LinkNotices
 from microvm._machine_console import ConsoleVerbs, join_console
+from microvm._machine_devices import DeviceVerbs
 from microvm._machine_end import MachineEnd
 from microvm._machine_guest import GuestVerbs
 from microvm._machine_ports import PortVerbs
 from microvm._machine_ready import bring_up
 from microvm.abc import Capability, Guest, GuestChannels, GuestLink
-from microvm.config import Isolation, MachineConfig
+from microvm.config import MachineConfig
 from microvm.errors import ConfigError, GuestGone, MicrovmError
-from microvm.metrics import MachineMetrics, device_names
+from microvm.metrics import MachineMetrics
 from microvm.outcome import MachineOutcome, OutcomeReason
 from microvm.timeline import BootTimeline
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from microvm.abc import ConsoleSink, RunningMachine, VirtioDevice
+    from microvm.abc import ConsoleSink, RunningMachine
     from microvm.consoles.served import SinkService
     from microvm.forwards.opening import ForwardOpener
     from microvm.host_clocks import HostClocks
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 LinkT = TypeVar("LinkT", bound=GuestLink)
 
 
-class Machine(GuestVerbs, PortVerbs, ConsoleVerbs):
+class Machine(GuestVerbs, PortVerbs, ConsoleVerbs, DeviceVerbs):
     """A microVM, as an async context manager on trio.
 
     Entering it plans the machine, starts it and returns while the guest boots; `run` and the
@@ -252,25 +253,6 @@ class Machine(GuestVerbs, PortVerbs, ConsoleVerbs):
             exits=running.exit_counts(),
             console=dict(console),
             timing=self._timeline.phases,
-        )
-
-    def device(self, name: str) -> VirtioDevice:
-        """A device by its name in `metrics` (``balloon0``), for what only its kind can do.
-
-        Raises:
-            ConfigError: there is no such device, or it is in a worker process.
-        """
-        devices = self._planned().plan.devices
-        by_name = dict(zip(device_names(d.name for d in devices), devices, strict=True))
-        if name in by_name:
-            return by_name[name].device
-        if self.config.isolation is Isolation.PROCESS:
-            raise ConfigError(
-                f"{name!r} can't be had: the machine's devices are in its worker process.",
-                remedy='Give MachineConfig isolation="inline" to have them here.',
-            )
-        raise ConfigError(
-            f"This machine has no device {name!r}; it has {', '.join(by_name) or 'none'}."
         )
 
     @property

@@ -12,6 +12,7 @@ from microvm.control.lines import (
     Refused,
     answer,
     parse_answer,
+    parse_device,
     parse_request,
     refusal,
     request,
@@ -61,9 +62,32 @@ def test_the_last_of_two_equal_keys_counts() -> None:
     assert parse_request(b'{"do": "stop", "do": "info"}') == "info"
 
 
+def test_what_is_asked_of_a_device_arrives() -> None:
+    line = request("device-command", device="balloon0", name="target", arguments={"mib": 7})
+    assert parse_device(line) == ("balloon0", "target", {"mib": 7})
+    line = request("device-stream", device="console0", name="agent")
+    assert parse_device(line) == ("console0", "agent", {})
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"device": "balloon0"},
+        {"device": 0, "name": "target"},
+        {"device": "balloon0", "name": None},
+        {"device": "balloon0", "name": "target", "arguments": [7]},
+        {"device": "balloon0", "name": "target", "arguments": "mib=7"},
+    ],
+)
+def test_what_is_asked_of_no_device_is_told_so(more: dict[str, object]) -> None:
+    with pytest.raises(BadRequest):
+        parse_device(request("device-command", **more))
+
+
 @given(st.binary(max_size=200))
 def test_any_line_is_a_verb_or_a_typed_error(line: bytes) -> None:
-    for parse in (parse_request, parse_answer):
+    for parse in (parse_request, parse_answer, parse_device):
         try:
             parse(line)
         except (BadRequest, Refused):

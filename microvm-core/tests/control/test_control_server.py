@@ -332,6 +332,8 @@ def hostile_bytes(chance: random.Random) -> bytes:
     pieces = [
         *(b"\x00", b"\xff\xfe", b"\n", b"\r\n", b"{", b"[" * 500, b'{"do":', b'"info"', b"}"),
         *(b'{"do": "info"}\n', b'{"do": "stats"}\n', b"9" * 1000, b"NaN", b'{"do": 1e999}\n'),
+        *(b'{"do": "device-stream", "device": "x', b'0", "name": "\\ud800", "arguments": {"'),
+        b'{"do": "device-command", "device": "x0", "name": "y", "arguments": {"self": 1e999}}\n',
         chance.randbytes(30),
     ]
     return b"".join(chance.choices(pieces, k=chance.randrange(1, 12)))

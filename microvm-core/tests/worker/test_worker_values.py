@@ -24,6 +24,8 @@ from microvm.worker.values import (
     Snapshot,
     error_from_json,
     error_to_json,
+    facts_from_json,
+    facts_to_json,
     marks_from_json,
     outcome_from_json,
     outcome_to_json,
@@ -95,14 +97,25 @@ def test_the_largest_of_everything_fits_a_frame():
         exit_counts={f"{n}{astral}": 1 << 62 for n in range(5000)},
         console_counters={f"{n}{astral}": 1 << 62 for n in range(5000)},
         device_counters={
-            f"{n}{astral}": {f"{n}{astral}": 1 << 200 for n in range(500)} for n in range(500)
+            f"{n}{astral}": {f"{n}{astral[:99]}": 1 << 200 for n in range(500)} for n in range(500)
         },
     )
     frames = [
         encode({"id": 1, "error": error_to_json(error)}),
         encode({"outcome": outcome_to_json(outcome), "snapshot": snapshot_to_json(snapshot)}),
+        encode({"id": 1, "ok": facts_to_json({f"{n}{astral}": astral for n in range(500)})}),
     ]
     assert max(map(len, frames)) < MAX_FRAME_BYTES
+
+
+def test_what_a_device_answers_arrives():
+    facts = {"mib": 7, "ratio": 0.5, "on": True, "why": None, "name": "dice"}
+    assert facts_from_json(facts_to_json(facts)) == facts
+    assert facts_from_json({"name": "\x1b[31m"}) == {"name": "\\x1b[31m"}
+    with pytest.raises(TypeError, match="not list"):
+        facts_to_json({"names": ["a"]})
+    with pytest.raises(WorkerProtocolError):
+        facts_from_json({"names": ["a"]})
 
 
 def test_control_characters_are_made_visible():
@@ -150,7 +163,8 @@ NEARLY = st.dictionaries(KEYS, JSON | st.sampled_from([*ERRORS, *OutcomeReason])
 
 @given(JSON | NEARLY)
 def test_anything_gives_a_value_or_a_typed_error(message):
-    for read in (error_from_json, outcome_from_json, snapshot_from_json, marks_from_json):
+    readers = (error_from_json, outcome_from_json, snapshot_from_json, marks_from_json)
+    for read in (*readers, facts_from_json):
         try:
             read(message)
         except WorkerProtocolError:

@@ -25,6 +25,7 @@ from microvm.abc.device import (
     ActiveQueue,
     BusDevice,
     Doorbell,
+    Fact,
     IrqLine,
     VirtioDevice,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "CopyLimits",
     "CopyReport",
     "Doorbell",
+    "Fact",
     "FileInfo",
     "FileKind",
     "Frame",

@@ -5,13 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from microvm.errors import ConfigError
+
 if TYPE_CHECKING:
+    from trio.abc import HalfCloseableStream
+
     from microvm.memory import GuestMemory
     from microvm.virtio.queue import VirtQueue
+
+
+Fact = int | float | str | bool | None
+"""What a command's answer is made of."""
 
 
 class Doorbell(ABC):
@@ -126,6 +134,30 @@ class VirtioDevice(ABC):
         The transport counts notifications and interrupts. For the trio thread.
         """
         return {}
+
+    async def open_stream(self, name: str) -> HalfCloseableStream:
+        """Open the stream that the device has by this name: a console's port.
+
+        `Machine.open_device_stream` leads here, from whatever process; see `command`.
+
+        Raises:
+            ConfigError: there is none, or it is open already.
+            GuestGone: the machine has ended.
+        """
+        raise ConfigError(f"This device has no stream {name!r}.")
+
+    async def command(self, what: str, arguments: Mapping[str, Any]) -> Mapping[str, Fact]:
+        """Do what only a device of this kind can (set a balloon's target); what came of it.
+
+        `Machine.device_command` leads here, also where the device is in a worker process, and so
+        do the command line and other programs: arguments are of JSON's types and not to be
+        trusted. For the trio thread; may be cancelled.
+
+        Raises:
+            ConfigError: the device knows no such command, or not with these arguments.
+            GuestError: the guest does not do its part.
+        """
+        raise ConfigError(f"This device has no command {what!r}.")
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:

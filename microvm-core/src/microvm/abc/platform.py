@@ -5,9 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
+
+from microvm.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from trio.abc import HalfCloseableStream
 
     from microvm.abc.channels import GuestChannels
-    from microvm.abc.device import VirtioDevice
+    from microvm.abc.device import Fact, VirtioDevice
     from microvm.config import MachineConfig
     from microvm.metrics import DeviceCounters
     from microvm.outcome import MachineOutcome
@@ -98,6 +100,16 @@ class RunningMachine(ABC):
     def device_counters(self) -> DeviceCounters:
         """As `MachineMetrics.devices`; empty where the platform has devices of its own only."""
         return {}
+
+    async def open_device_stream(self, device: str, name: str) -> HalfCloseableStream:
+        """As `VirtioDevice.open_stream`, of a device of the plan that lives elsewhere."""
+        raise ConfigError(f"This machine has no device {device!r}.")
+
+    async def device_command(
+        self, device: str, what: str, arguments: Mapping[str, Any]
+    ) -> Mapping[str, Fact]:
+        """As `VirtioDevice.command`, of a device of the plan that lives elsewhere."""
+        raise ConfigError(f"This machine has no device {device!r}.")
 
     def exit_counts(self) -> Mapping[str, int]:
         """VM exits by kind (`Capability.EXIT_COUNTS`); empty where nobody counts."""

@@ -23,6 +23,7 @@ COMMANDS = (
     "ls",
     "console",
     "stats",
+    "balloon",
     "stop",
     "cp",
     "doctor",

@@ -10,6 +10,10 @@
                                             {"ok": {"entries": ..., "bytes": ...}}, when copied
     {"do": "copy-out", "local": PATH, "guest": PATH}
                                             the same; who leaves before gives it up
+    {"do": "device-command", "device": DEVICE, "name": COMMAND, "arguments": {...}}
+                                            {"ok": {...}}: what the device says to it
+    {"do": "device-stream", "device": DEVICE, "name": NAME}
+                                            {"ok": {}}, with a socket that is the stream
     {"do": "console"}                       {"ok": {}}, and from there on bytes, both ways
     anything else                           {"error": CODE, "message": ..., "remedy": ...}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +18,7 @@ from microvm.control.lines import (
 from microvm.errors import ConfigError, GuestGone, MicrovmError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ANSWER_WITHIN_S: Final = 10.0
 STOP_WITHIN_S: Final = 30.0
@@ -56,7 +57,7 @@ class ControlClient:
         self.sock.close()
 
     def ask(
-        self, verb: str, within_s: float | None = ANSWER_WITHIN_S, **more: str
+        self, verb: str, within_s: float | None = ANSWER_WITHIN_S, **more: Any
     ) -> dict[str, Any]:
         """Ask, and wait for the answer; without a bound if `within_s` is None.
 
@@ -64,13 +65,43 @@ class ControlClient:
             Refused: the machine says no, and why.
             GuestGone: its program did not answer.
         """
+        # Behind the answer to this one the guest's bytes begin, and those are not ours.
+        chunk = 1 if verb == "console" else CHUNK_BYTES
+        return self._exchange(request(verb, **more), within_s, lambda: self.sock.recv(chunk))
+
+    def open_stream(self, device: str, name: str) -> socket.socket:
+        """A stream of a device's, as a socket of its own.
+
+        Raises:
+            Refused: the machine says no, and why.
+            GuestGone: its program did not answer.
+        """
+        descriptors: list[int] = []
+
+        def receive() -> bytes:
+            data, came, _, _ = socket.recv_fds(self.sock, CHUNK_BYTES, 1)
+            descriptors.extend(came)
+            return data
+
+        try:
+            line = request("device-stream", device=device, name=name)
+            self._exchange(line, ANSWER_WITHIN_S, receive)
+            if not descriptors:
+                raise BadRequest("The machine's program sent no stream.")
+            os.set_inheritable(descriptors[0], False)
+            return socket.socket(fileno=descriptors.pop())
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _exchange(
+        self, asked: bytes, within_s: float | None, receive: Callable[[], bytes]
+    ) -> dict[str, Any]:
         try:
             self.sock.settimeout(within_s)
-            self.sock.sendall(request(verb, **more))
-            # Behind the answer to this one the guest's bytes begin, and those are not ours.
-            chunk = 1 if verb == "console" else CHUNK_BYTES
+            self.sock.sendall(asked)
             while (line := self._lines.next()) is None:
-                data = self.sock.recv(chunk)
+                data = receive()
                 if not data:
                     raise GuestGone(f"The machine {self.name!r} has gone.")
                 self._lines.feed(data)

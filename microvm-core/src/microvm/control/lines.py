@@ -12,7 +12,8 @@ MAX_ANSWER_BYTES: Final = 4 << 20
 """A machine has some hundred counters, and a thousand places where its guest left."""
 
 COPIES: Final = ("copy-in", "copy-out")
-VERBS: Final = ("info", "stats", "stop", "console", *COPIES)
+OF_DEVICES: Final = ("device-stream", "device-command")
+VERBS: Final = ("info", "stats", "stop", "console", *COPIES, *OF_DEVICES)
 
 
 class BadRequest(MicrovmError):
@@ -58,7 +59,7 @@ class LineReader:
         return rest
 
 
-def request(verb: str, **more: str) -> bytes:
+def request(verb: str, **more: Any) -> bytes:
     """The line that asks for it."""
     return _line({"do": verb, **more})
 
@@ -88,6 +89,21 @@ def parse_paths(line: bytes) -> tuple[str, str]:
         if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
             raise BadRequest("A copy has two whole paths, local and guest.")
     return str(local), str(guest)
+
+
+def parse_device(line: bytes) -> tuple[str, str, dict[str, Any]]:
+    """Of one of `OF_DEVICES`: the device, the stream's or the command's name, its arguments.
+
+    Raises:
+        BadRequest: they are not there.
+    """
+    message = _parse(line)
+    device, name, arguments = (message.get(key) for key in ("device", "name", "arguments"))
+    if not isinstance(device, str) or not isinstance(name, str):
+        raise BadRequest("This is asked of a device, by a name: both texts.")
+    if arguments is not None and not isinstance(arguments, dict):
+        raise BadRequest("A command's arguments are an object.")
+    return device, name, arguments or {}
 
 
 def answer(value: dict[str, Any]) -> bytes:

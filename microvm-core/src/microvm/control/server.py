@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -16,15 +18,18 @@ from microvm.control.directory import SUFFIX, open_directory
 from microvm.control.lines import (
     COPIES,
     MAX_REQUEST_BYTES,
+    OF_DEVICES,
     BadRequest,
     LineReader,
     answer,
+    parse_device,
     parse_paths,
     parse_request,
     refusal,
 )
 from microvm.errors import ConfigError, GuestGone, MicrovmError
 from microvm.unix_sockets import is_trusted, peer_uid
+from microvm.worker.relay import descriptor_of
 
 if TYPE_CHECKING:
     from microvm._machine import Machine
@@ -55,6 +60,7 @@ class ControlServer:
         self._name = name
         self._machine = machine
         self._clients = 0
+        self._nursery: trio.Nursery | None = None
         self._answering = 0
         self._idle = trio.Event()
 
@@ -72,6 +78,7 @@ class ControlServer:
             try:
                 listener = trio.SocketListener(trio.socket.from_stdlib_socket(bound.sock))
                 async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
                     nursery.start_soon(self._accept, listener, nursery)
                     yield
                     with trio.move_on_after(LAST_ANSWERS_WITHIN_S):
@@ -125,6 +132,15 @@ class ControlServer:
                 if verb in COPIES:
                     paths = parse_paths(line)
                     said = answer(await self._copy(verb, *paths, stream, lines))
+                elif verb in OF_DEVICES:
+                    device, name, arguments = parse_device(line)
+                    self._must_run()
+                    if verb == "device-stream":
+                        await self._give_stream(stream, device, name)
+                        continue
+                    said = answer(
+                        dict(await self._machine.device_command(device, name, **arguments))
+                    )
                 else:
                     said = answer(await self._answer(verb))
             except MicrovmError as error:
@@ -154,6 +170,26 @@ class ControlServer:
         finally:
             self._answering -= 1
             self._idle.set()
+
+    # --- devices ---------------------------------------------------------------------------
+
+    async def _give_stream(self, client: trio.SocketStream, device: str, name: str) -> None:
+        """Hand a device's stream over as a socket: from there on it is between the two of them."""
+        assert self._nursery is not None
+        opened = await self._machine.open_device_stream(device, name)
+        descriptor = descriptor_of(opened, self._nursery)
+        try:
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))
+            line = answer({})
+            with trio.fail_after(ANSWER_WITHIN_S):
+                sent = await client.socket.sendmsg([line], [rights])
+                await client.send_all(line[sent:])
+        except (OSError, trio.TooSlowError) as error:
+            raise trio.BrokenResourceError("the client has gone") from error
+        finally:
+            os.close(descriptor)
+
+    # --- copies ----------------------------------------------------------------------------
 
     async def _copy(
         self, verb: str, local: str, guest: str, stream: trio.SocketStream, lines: LineReader

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from microvm.config import MachineConfig
 from microvm.sync._channels import Listener, socket_from
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from microvm._assembly import BackendChoice
     from microvm._machine import Machine as AsyncMachine
-    from microvm.abc import ConsoleSink, CopyLimits, CopyReport
+    from microvm.abc import ConsoleSink, CopyLimits, CopyReport, Fact
     from microvm.metrics import MachineMetrics
     from microvm.outbound import OutboundPolicy
     from microvm.outcome import MachineOutcome
@@ -203,6 +203,17 @@ class Machine(GuestVerbs):
         """The guest's console, as a blocking socket; see `microvm.Machine.open_console`."""
         loop, machine = self._live()
         return socket_from(loop, self._nursery(), machine.open_console)
+
+    def open_device_stream(self, device: str, name: str) -> socket.socket:
+        """A device's stream as a blocking socket; see `microvm.Machine.open_device_stream`."""
+        loop, machine = self._live()
+        opened = partial(machine.open_device_stream, device, name)
+        return socket_from(loop, self._nursery(), opened)
+
+    def device_command(self, device: str, what: str, /, **arguments: Any) -> Mapping[str, Fact]:
+        """Have a device do what only its kind can; see `microvm.Machine.device_command`."""
+        loop, machine = self._live()
+        return loop.call(partial(machine.device_command, device, what, **arguments))
 
     def wait_console(self) -> None:
         """Wait until the console's sink has ended; see `microvm.Machine.wait_console`."""

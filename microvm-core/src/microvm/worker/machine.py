@@ -21,14 +21,22 @@ import trio
 
 from microvm.abc import RunningMachine
 from microvm.console import ConsoleRing
-from microvm.errors import BackendCrashed, GuestGone, MicrovmError, WorkerProtocolError
+from microvm.errors import (
+    BackendCrashed,
+    ConfigError,
+    GuestGone,
+    MicrovmError,
+    WorkerProtocolError,
+)
 from microvm.outcome import MachineOutcome, OutcomeReason
 from microvm.worker.channels import stream_over
+from microvm.worker.frames import encode
 from microvm.worker.process import describe_end
 from microvm.worker.values import (
     MAX_TEXT,
     Snapshot,
     error_from_json,
+    facts_from_json,
     marks_from_json,
     outcome_from_json,
     snapshot_from_json,
@@ -38,6 +46,7 @@ from microvm.worker.values import (
 from microvm.worker.wire import CHUNK_BYTES, Received, Wire
 
 if TYPE_CHECKING:
+    from microvm.abc.device import Fact
     from microvm.metrics import DeviceCounters
     from microvm.timeline import BootTimeline
     from microvm.worker.channels import WorkerChannels
@@ -161,6 +170,23 @@ class WorkerMachine(RunningMachine):
     async def open_console(self) -> trio.SocketStream:
         """As `RunningMachine.open_console`: the socket is the worker's own."""
         return stream_over(await self.request("console"))
+
+    async def open_device_stream(self, device: str, name: str) -> trio.SocketStream:
+        """As `RunningMachine.open_device_stream`: the socket is the worker's own."""
+        return stream_over(await self.request("device-stream", device=device, name=name))
+
+    async def device_command(
+        self, device: str, what: str, arguments: Mapping[str, Any]
+    ) -> Mapping[str, Fact]:
+        """As `RunningMachine.device_command`."""
+        asked = {"device": device, "name": what, "arguments": dict(arguments)}
+        try:
+            encode({"do": "device-command", "id": 0, **asked})
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"A worker process can't be asked so: {error}.") from None
+        received = await self.request("device-command", **asked)
+        received.drop()
+        return facts_from_json(received.message.get("ok"))
 
     def console_counters(self) -> Mapping[str, int]:
         """As `RunningMachine.console_counters`."""

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from microvm._groups import only_error
+from microvm._machine_devices import device_called
 from microvm.errors import GuestGone, MicrovmError
 from microvm.worker.channels import ACCEPT_AHEAD
 from microvm.worker.relay import descriptor_of
 from microvm.worker.values import (
     Snapshot,
     error_to_json,
+    facts_to_json,
     outcome_to_json,
     snapshot_to_json,
 )
@@ -29,8 +31,9 @@ from microvm.worker.values import (
 if TYPE_CHECKING:
     from trio.abc import HalfCloseableStream, Listener
 
-    from microvm.abc import GuestChannels, RunningMachine
+    from microvm.abc import GuestChannels, RunningMachine, VirtioDevice
     from microvm.worker.build import Built
+    from microvm.worker.frames import Message
     from microvm.worker.wire import Wire
 
 log = logging.getLogger("microvm.worker")
@@ -179,6 +182,10 @@ class Service:
                 self._serve(message["id"], lambda: self._connect(message["port"]))
             case "console":
                 self._serve(message["id"], self._open_console)
+            case "device-stream":
+                self._serve(message["id"], lambda: self._open_device_stream(message))
+            case "device-command":
+                self._serve(message["id"], lambda: self._device_command(message))
             case "pause" | "resume" | "press" | "kill" as what:
                 self._serve(message["id"], lambda: self._command(what))
             case unknown:
@@ -234,6 +241,19 @@ class Service:
         stream = await running.open_console()
         assert self._nursery is not None
         return None, descriptor_of(stream, self._nursery)
+
+    async def _open_device_stream(self, message: Message) -> Answer:
+        stream = await self._device(message).open_stream(message["name"])
+        assert self._nursery is not None
+        return None, descriptor_of(stream, self._nursery)
+
+    async def _device_command(self, message: Message) -> Answer:
+        device = self._device(message)
+        facts = await device.command(message["name"], message["arguments"])
+        return facts_to_json(facts), None
+
+    def _device(self, message: Message) -> VirtioDevice:
+        return device_called(message["device"], self._built.plan.devices)
 
     def _open(self, channels: GuestChannels | None) -> None:
         self._channels = channels

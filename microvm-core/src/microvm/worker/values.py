@@ -26,6 +26,7 @@ from microvm.errors import (
 from microvm.outcome import MachineOutcome, OutcomeReason
 
 if TYPE_CHECKING:
+    from microvm.abc.device import Fact
     from microvm.metrics import DeviceCounters
     from microvm.worker.frames import Message
 
@@ -40,6 +41,7 @@ MAX_PHASES: Final = 50
 MAX_DEVICES: Final = 24
 MAX_COUNTERS: Final = 24
 MAX_COUNTER: Final = 32
+MAX_FACTS: Final = 100
 MAX_COUNT: Final = (1 << 64) - 1
 """Each message made of these, twelve bytes of JSON a character, stays below `MAX_FRAME_BYTES`."""
 
@@ -118,6 +120,24 @@ def _counters_to_json(counters: Mapping[str, int]) -> Message:
         name[:MAX_COUNTER]: min(max(int(count), -MAX_COUNT), MAX_COUNT)
         for name, count in list(counters.items())[:MAX_COUNTERS]
     }
+
+
+def facts_to_json(facts: Mapping[str, Fact]) -> Message:
+    """What a device answered to a command.
+
+    Raises:
+        TypeError: the device answered with something else.
+    """
+    return {
+        name[:MAX_PLACE]: fact[:MAX_LINE] if isinstance(fact, str) else _simple(fact)
+        for name, fact in list(facts.items())[:MAX_FACTS]
+    }
+
+
+def _simple(fact: object) -> Fact:
+    if fact is None or isinstance(fact, (bool, int, float)):
+        return fact
+    raise TypeError(f"a device answers in numbers and texts, not {type(fact).__name__}")
 
 
 def _lines_to_json(lines: Sequence[str]) -> list[str]:
@@ -225,6 +245,24 @@ def marks_from_json(value: object) -> list[tuple[str, int]]:
             case _:
                 raise wrong("a phase that is none")
     return marks
+
+
+def facts_from_json(value: object) -> dict[str, Fact]:
+    """What a device answered to a command.
+
+    Raises:
+        WorkerProtocolError: it is not that.
+    """
+    facts = list(_mapping(value, "an answer to a command").items())[:MAX_FACTS]
+    return {text(name, MAX_PLACE): _fact(fact) for name, fact in facts}
+
+
+def _fact(value: object) -> Fact:
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case _:
+            return text(value, MAX_LINE)
 
 
 def text(value: object, limit: int) -> str:

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
+import trio.testing
 
 import microvm.errors
 from microvm.abc import Capability, ProbeReport, VirtioDevice
@@ -259,6 +260,29 @@ class Diary(VirtioDevice):
             yield
         finally:
             (self._folder / "left").write_text(str(os.getpid()))
+
+    async def open_stream(self, name):
+        if name != "pages":
+            return await super().open_stream(name)
+        near, far = trio.testing.memory_stream_pair()
+
+        async def echo():
+            async with far:
+                await relayed(far, far)
+
+        trio.lowlevel.spawn_system_task(echo)
+        return near
+
+    async def command(self, what, arguments):
+        match what:
+            case "write":
+                (self._folder / arguments["page"]).write_text(arguments["text"])
+                return {"pages": 1, "pid": os.getpid()}
+            case "sleep":
+                await trio.sleep_forever()
+            case "list":
+                return {"pages": ["a"]}
+        return await super().command(what, arguments)
 
     async def run(self, activation):
         await trio.sleep_forever()

@@ -18,7 +18,7 @@ from __future__ import annotations
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from microvm.abc import VirtioDevice
 from microvm.errors import ConfigError, GuestError, GuestGone, QueueError
@@ -31,7 +31,7 @@ from microvm_devices.balloon.statistics import MAX_STATS, STAT, parse_statistics
 if TYPE_CHECKING:
     import trio
 
-    from microvm.abc import Activation, ActiveQueue
+    from microvm.abc import Activation, ActiveQueue, Fact
     from microvm.memory import GuestMemory
     from microvm.virtio.chain import DescriptorChain
     from microvm_devices.balloon.config import BalloonConfig
@@ -136,6 +136,23 @@ class BalloonDevice(VirtioDevice):
         await heard.wait()
         self._require_statistics()
         return self._statistics
+
+    async def command(self, what: str, arguments: Mapping[str, Any]) -> Mapping[str, Fact]:
+        """As `VirtioDevice.command`.
+
+        * ``target``: set it to ``mib``, if that is given; ``target_mib`` and ``actual_mib``.
+        * ``statistics``: the guest's figures as they are now.
+        """
+        known = {"target": {"mib"}, "statistics": set[str]()}
+        if what not in known:
+            return await super().command(what, arguments)
+        if unknown := arguments.keys() - known[what]:
+            raise ConfigError(f"The balloon's {what!r} takes no {', '.join(sorted(unknown))}.")
+        if what == "statistics":
+            return dict(await self.ask_statistics())
+        if "mib" in arguments:
+            self.set_target_mib(arguments["mib"])
+        return {"target_mib": self.target_mib, "actual_mib": self.actual_mib}
 
     def _require_statistics(self) -> None:
         if self._over:
