@@ -33,14 +33,18 @@ IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 _NOT_PUBLIC: Final = tuple(
     (ipaddress.ip_network(network), what)
     for network, what in (
+        # First what lies within others of these.
+        ("100.100.100.200/32", "a cloud's metadata"),
+        ("192.0.0.192/32", "a cloud's metadata"),
+        ("fd00:ec2::254/128", "a cloud's metadata"),
         ("0.0.0.0/8", "this host"),
         ("10.0.0.0/8", "a private network"),
-        ("100.64.0.0/10", "a provider's network"),  # and 100.100.100.200, metadata of a cloud
+        ("100.64.0.0/10", "a provider's network"),
         ("127.0.0.0/8", "loopback"),
         ("168.63.129.16/32", "a cloud's metadata"),
         ("169.254.0.0/16", "link-local"),  # and 169.254.169.254, metadata of most clouds
         ("172.16.0.0/12", "a private network"),
-        ("192.0.0.0/24", "reserved"),  # and 192.0.0.192, metadata of a cloud
+        ("192.0.0.0/24", "reserved"),
         ("192.0.2.0/24", "documentation"),
         ("192.88.99.0/24", "a relay"),
         ("192.168.0.0/16", "a private network"),
@@ -54,7 +58,7 @@ _NOT_PUBLIC: Final = tuple(
         ("64:ff9b:1::/48", "a private network"),
         ("100::/64", "discarded"),
         ("2001:db8::/32", "documentation"),
-        ("fc00::/7", "a private network"),  # and fd00:ec2::254, metadata of a cloud
+        ("fc00::/7", "a private network"),
         ("fe80::/10", "link-local"),
         ("fec0::/10", "a private network"),
         ("ff00::/8", "multicast"),
@@ -67,6 +71,11 @@ _NOT_PUBLIC: Final = tuple(
     )
 )
 """IANA's special-purpose address registries (RFC 6890), and clouds' metadata services."""
+
+_OF_OTHERS: Final = frozenset(
+    {"a private network", "a provider's network", "documentation", "benchmarks"}
+)
+"""Of those, the ones in which hosts of other people's may be."""
 
 _IPV4_WITHIN: Final = (
     (ipaddress.IPv6Network("::ffff:0:0/96"), 0),
@@ -90,6 +99,15 @@ def not_public(address: IpAddress) -> str | None:
     """Why an address is nobody's on the Internet, in a word or two; None if it is somebody's."""
     found = _special(address)
     return None if found is None else found[1]
+
+
+def never_by_name(address: IpAddress) -> str | None:
+    """Why no name may lead a guest to an address, even where private networks are open to it.
+
+    Whoever has a name's zone says where it leads, and may say ``127.0.0.1`` at any time.
+    """
+    what = not_public(address)
+    return None if what in _OF_OTHERS else what
 
 
 def _special(address: IpAddress) -> tuple[IpNetwork, str] | None:

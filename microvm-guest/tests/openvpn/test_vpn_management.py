@@ -2,6 +2,7 @@
 
 import itertools
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,14 +55,12 @@ MESSAGES = [
     m.VerificationFailed(realm="Auth", said="go away"),
     m.VerificationFailed(
         realm="Auth",
-        said="CRV1:R,E:Om01u7:Y3Ix:Your PIN: now",
         challenge=m.DynamicChallenge(
             state_id="Om01u7", username="cr1", text="Your PIN: now", echo=True, wants_answer=True
         ),
     ),
     m.VerificationFailed(
         realm="Auth",
-        said="CRV1:R:Om01u7:Y3Ix:Your PIN",
         challenge=m.DynamicChallenge(
             state_id="Om01u7", username="cr1", text="Your PIN", echo=False, wants_answer=True
         ),
@@ -131,6 +130,41 @@ _KINDS = st.sampled_from(
 def test_known_kinds_with_anything_behind_them_are_messages(lines: list[tuple[str, str]]) -> None:
     text = "".join(f">{kind}{rest}\n" for kind, rest in lines)
     m.ManagementParser().feed(text.encode("utf-8", "surrogatepass"))
+
+
+def texts_of(value: object) -> list[str]:
+    """Every text that a message has in it."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [text for pair in value.items() for one in pair for text in texts_of(one)]
+    if attrs.has(type(value)):
+        return [text for one in attrs.astuple(value, recurse=False) for text in texts_of(one)]
+    return []
+
+
+HOSTILE = st.text(
+    st.sampled_from("a,:'=\x1b[]0;\x07\x9b\u202e\u2066\u200b\r\t\x00\x7f\xe9"), max_size=40
+)
+
+
+@given(st.lists(st.tuples(st.one_of(_KINDS, HOSTILE), HOSTILE), max_size=20))
+def test_whatever_text_is_in_a_message_can_be_seen(lines: list[tuple[str, str]]) -> None:
+    """It comes to terminals and logs, where an escape sequence would be obeyed."""
+    text = "".join(f">{kind}{rest}\n{rest}\n" for kind, rest in lines)
+    for message in m.ManagementParser().feed(text.encode()):
+        assert all(part.isprintable() for part in texts_of(message))
+
+
+def test_an_escape_is_shown_as_one() -> None:
+    raw = b">PASSWORD:Verification Failed: 'Auth' ['\x1b]0;x\x07\xff']\n"
+    assert parsed(raw) == [m.VerificationFailed(realm="Auth", said=r"\x1b]0;x\x07\xff")]
+
+
+@pytest.mark.parametrize("said", ["CRV1:R:Om01u7:Y3Ix:PIN", "CRV1:broken:Om01u7"])
+def test_a_challenges_secret_is_not_told_as_the_servers_words(said: str) -> None:
+    (message,) = parsed(f">PASSWORD:Verification Failed: 'Auth' ['{said}']\n".encode())
+    assert "Om01u7" not in repr(message)
 
 
 def test_a_line_without_end_is_refused_and_not_kept() -> None:

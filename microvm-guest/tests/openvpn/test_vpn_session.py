@@ -1,5 +1,7 @@
 """What one life of the daemon's comes to: states, causes, secrets and what is to be done."""
 
+from collections.abc import Callable
+
 import attrs
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from microvm_guest.openvpn import management as m
 from microvm_guest.openvpn import session as s
 from microvm_guest.openvpn.causes import REMEDIES, SENTENCES, cause_in, more_telling
+from microvm_guest.openvpn.config import Remote
 from microvm_guest.openvpn.credentials import Challenge, Credentials
 from microvm_guest.openvpn.states import ENDED, TABLE, VpnReason, VpnState, after
 from microvm_guest.openvpn.status import LogBudget
@@ -19,6 +22,7 @@ async def nobody(challenge: Challenge) -> str:
 
 ME = Credentials("me", "secret", key_passphrase="phrase", answer=nobody)
 R, S = VpnReason, VpnState
+SERVER = Remote(host="vpn.example.com", port=1194, proto="udp")
 
 
 def state(name: str, detail: str = "", **more: str) -> m.StateLine:
@@ -39,7 +43,7 @@ ATTEMPT = (
 
 
 def session(remotes: int = 1, me: Credentials = ME) -> s.Session:
-    return s.Session(me, remotes)
+    return s.Session(me, [SERVER] * remotes)
 
 
 def feed(one: s.Session, *messages: m.Message) -> list[s.Step]:
@@ -73,7 +77,7 @@ def test_secrets_are_not_shown_in_steps() -> None:
 
 
 def test_ones_own_name_servers_come_before_those_pushed() -> None:
-    one = s.Session(ME, 1, ("9.9.9.9",))
+    one = s.Session(ME, [SERVER], ("9.9.9.9",))
     assert feed(one, *ATTEMPT)[-1] == s.OpenWay(("9.9.9.9",), False)
 
 
@@ -170,6 +174,53 @@ def test_an_earlier_attempts_cause_is_not_the_later_ones() -> None:
     feed(one, *ATTEMPT[:3], refused, state("RECONNECTING", "tls-error"))
     feed(one, *ATTEMPT[:2], state("RECONNECTING", "server_poll"))
     assert one.status.reason is R.SERVER_UNREACHABLE
+
+
+# --- where it may go -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host", "port"),
+    [
+        ("127.0.0.1", 22),
+        ("169.254.169.254", 80),
+        ("vpn.example.com", 22),
+        ("VPN.example.com", 1194),
+        ("a.example", 1194),
+        ("", 0),
+    ],
+)
+@pytest.mark.parametrize("begin", [session, connected])
+def test_a_server_that_the_configuration_does_not_name_is_not_gone_to(
+    begin: Callable[[], s.Session], host: str, port: int
+) -> None:
+    """Nor is its name asked for: a daemon taken over would have any door of the host's opened."""
+    one = begin()
+    steps = feed(one, m.Remote(host=host, port=port, proto="tcp-client"))
+    assert not [step for step in steps if isinstance(step, s.FindWay)]
+    assert s.Send(b"signal SIGTERM\n") in steps
+    assert (one.status.state, one.status.reason) == (S.FAILED, R.PROTOCOL)
+    assert f"{host}:{port}, which the configuration does not name" in one.status.detail
+    assert feed(one, ATTEMPT[0]) == []
+
+
+def test_each_server_that_it_names_is() -> None:
+    other = Remote(host="b", port=443, proto="tcp")
+    one = s.Session(ME, [SERVER, other])
+    for name in (SERVER, other):
+        step = feed(one, m.Remote(host=name.host, port=name.port, proto="tcp-client"))[0]
+        assert step == s.FindWay(name.host, name.port, "tcp-client")
+
+
+def test_a_way_that_is_not_found_fails_with_what_was_found_instead() -> None:
+    one = session(2)
+    said = "a is at 127.0.0.1: loopback."
+    assert one.no_way(R.NAME_REFUSED, said, 1.0) == [s.Tell()]
+    assert (one.status.state, one.status.reason) == (S.CONNECTING, R.NAME_REFUSED)
+    assert s.Send(b"signal SIGTERM\n") in one.no_way(R.NAME_REFUSED, said, 1.0)
+    assert (one.status.state, one.status.reason) == (S.FAILED, R.NAME_REFUSED)
+    assert one.status.detail.endswith(said)
+    assert "write the address" in (one.error().remedy or "")
 
 
 # --- secrets ---------------------------------------------------------------------------------
@@ -344,7 +395,11 @@ def test_a_challenge_that_nobody_can_answer_is_named() -> None:
 
 
 def test_lines_that_may_hold_secrets_are_not_passed_on() -> None:
-    for text in ("PUSH: 'PUSH_REPLY,auth-token SESS_ID_AT_x'", "MANAGEMENT: CMD 'username me'"):
+    for text in (
+        "PUSH: 'PUSH_REPLY,auth-token SESS_ID_AT_x'",
+        "MANAGEMENT: CMD 'username me'",
+        "AUTH: Received control message: AUTH_FAILED,CRV1:R,E:c3RhdGU:bWU=:Your PIN",
+    ):
         assert feed(session(), m.LogText(flags="I", text=text)) == []
 
 

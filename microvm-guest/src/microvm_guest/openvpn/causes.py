@@ -68,6 +68,8 @@ REMEDIES: Final = {
     _R.SERVER_UNREACHABLE: "Is the network up, and does it let the VPN's port through? Try the "
     "server's TCP port, if it has one.",
     _R.NAME_NOT_FOUND: "Is the network up? Check the name in the configuration's 'remote' line.",
+    _R.NAME_REFUSED: "If that is meant, write the address in place of the name in the "
+    "configuration's 'remote' line.",
     _R.BAD_CONFIG: "Correct the configuration.",
     _R.TUN_MISSING: "The guest's kernel needs CONFIG_TUN, and /dev/net/tun.",
     _R.SERVER_ENDED: "The server has ended the session; connect again.",
@@ -87,11 +89,12 @@ SENTENCES: Final = {
     _R.TLS_FAILED: "The VPN server answers, but no secure connection came about.",
     _R.SERVER_UNREACHABLE: "The VPN server does not answer.",
     _R.NAME_NOT_FOUND: "The VPN server's name is not known.",
+    _R.NAME_REFUSED: "The VPN server's name leads to where a guest is not let by a name.",
     _R.BAD_CONFIG: "OpenVPN does not accept the configuration.",
     _R.TUN_MISSING: "The guest can't make a tunnel interface.",
     _R.SERVER_ENDED: "The VPN server has ended the session.",
     _R.DAEMON_DIED: "OpenVPN has died in the guest.",
-    _R.PROTOCOL: "OpenVPN in the guest said something that can't be understood.",
+    _R.PROTOCOL: "OpenVPN in the guest said what it should not.",
 }
 
 

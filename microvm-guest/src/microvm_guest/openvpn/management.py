@@ -5,7 +5,8 @@ is a message. One that begins with ``>`` comes by itself (real-time); one that b
 ``SUCCESS:`` or ``ERROR:`` answers a command; others are the body of an answer, up to ``END``.
 
 The other side is in the guest, and is not trusted: lines are bounded, and what is no message is a
-`ManagementError` or an `Unknown`, never an exception of Python's.
+`ManagementError` or an `Unknown`, never an exception of Python's. All text is made visible before
+anything else, since it may come to somebody's terminal or log.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Final
 
 import attrs
 
+from microvm.console import visible_text
 from microvm_guest.openvpn.errors import ManagementError
 
 MAX_LINE: Final = 16 * 1024
@@ -59,7 +61,7 @@ class VerificationFailed:
 
     realm: str
     said: str = ""
-    """The server's own words."""
+    """The server's own words; none where they are a challenge, which has a secret in it."""
     challenge: DynamicChallenge | None = None
 
 
@@ -188,7 +190,11 @@ _NEED: Final = re.compile(
 _STATIC: Final = re.compile(r" SC:(?P<flags>\d+),(?P<text>.*)")
 _FAILED: Final = re.compile(r"Verification Failed: '(?P<realm>[^']*)'(?: \['(?P<said>.*)'\])?")
 _FAILED_ALONE: Final = re.compile(r"Verification Failed: \['(?P<said>.*)'\]")
-_CRV1: Final = re.compile(r"CRV1:(?P<flags>[^:]*):(?P<id>[^:]*):(?P<user>[^:]*):(?P<text>.*)")
+CHALLENGE: Final = "CRV1:"
+"""How the server's words begin that are a dynamic challenge."""
+_CRV1: Final = re.compile(
+    rf"{CHALLENGE}(?P<flags>[^:]*):(?P<id>[^:]*):(?P<user>[^:]*):(?P<text>.*)"
+)
 _NEED_OK: Final = re.compile(r"Need '(?P<name>[^']*)' \S+ MSG:(?P<text>.*)")
 _NUMBER: Final = re.compile(r"\d{1,20}", re.ASCII)
 MAX_ENV: Final = 512
@@ -217,8 +223,7 @@ class ManagementParser:
         messages = []
         for line in lines:
             # The prompt for a management password has no line end; we set none, so it never comes.
-            text = line.removesuffix(b"\r").decode("utf-8", "backslashreplace")
-            message = self._parse(text)
+            message = self._parse(visible_text(line.removesuffix(b"\r")))
             if message is not None:
                 messages.append(message)
         return messages
@@ -280,13 +285,16 @@ def _password(rest: str) -> Message:
             echo=bool(static and _number(static["flags"]) & 1),
         )
     if match := _FAILED.fullmatch(rest):
-        said = match["said"] or ""
-        return VerificationFailed(realm=match["realm"], said=said, challenge=_dynamic(said))
+        return _failed(match["realm"], match["said"] or "")
     if match := _FAILED_ALONE.fullmatch(rest):
-        return VerificationFailed(
-            realm="Auth", said=match["said"], challenge=_dynamic(match["said"])
-        )
+        return _failed("Auth", match["said"])
     return Unknown(kind="PASSWORD")
+
+
+def _failed(realm: str, said: str) -> Message:
+    if said.startswith(CHALLENGE):
+        return VerificationFailed(realm=realm, challenge=_dynamic(said))
+    return VerificationFailed(realm=realm, said=said)
 
 
 def _dynamic(said: str) -> DynamicChallenge | None:

@@ -2,7 +2,8 @@
 
 Names are resolved on the host at each attempt: the guest's own resolver is the tunnel's, and a
 server may have moved meanwhile. Where the guest goes out by the host, the proxy in it is opened for
-that one address and port, and for nothing else.
+that one address and port, and for nothing else. It would be opened for the host's own too, so no
+name may lead there: whoever answers for a name may say anything.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import logging
 import socket
 from typing import TYPE_CHECKING, Final
 
+import attrs
 import trio
 
 from microvm.errors import GuestError
-from microvm.outbound import OutboundPolicy
+from microvm.outbound import OutboundPolicy, never_by_name
+from microvm_guest.openvpn.states import VpnReason
+from microvm_guest.socks5.connector import MAX_LOOKUPS, Place, is_own, look_up
 
 if TYPE_CHECKING:
     from microvm import Machine
@@ -26,6 +30,15 @@ log = logging.getLogger("microvm.vpn")
 
 FREE_WITHIN_S: Final = 2.0
 """For the agent to let go of a port that was listened at."""
+
+
+@attrs.frozen
+class NoWay:
+    """There is none to a server now."""
+
+    reason: VpnReason
+    said: str = ""
+    """More of it, for a person."""
 
 
 class Places:
@@ -42,16 +55,28 @@ class Places:
         self._open: Forward | None = None
         self._open_for: tuple[str, int] | None = None
         self._tries: dict[tuple[str, int], int] = {}
+        self._lookups = trio.CapacityLimiter(MAX_LOOKUPS)
+        """Our own, so that names which nobody answers for hold up nothing else of the program's."""
 
-    async def find(self, host: str, port: int, proto: str) -> str | None:
+    async def find(self, host: str, port: int, proto: str) -> str | NoWay:
         """A numeric address to connect to now; at each call the next that the name has.
 
         Raises:
             GuestError: the guest can't have the proxy.
         """
-        addresses = await _resolve(host, port, proto, only_ipv4=self._proxy_port is None)
+        try:
+            found = await look_up(host, port, socket.SOCK_STREAM, self._lookups, _family(proto))
+        except OSError as error:
+            log.debug("%s is not resolved: %s", host, error)
+            return NoWay(VpnReason.NAME_NOT_FOUND)
+        refused: NoWay | None = None
+        if self._proxy_port is None:
+            found = _of_dhcp(found)
+        elif not _is_numeric(host):
+            found, refused = _without_our_own(host, found)
+        addresses = list(dict.fromkeys(str(place.numeric) for place in found))
         if not addresses:
-            return None
+            return refused or NoWay(VpnReason.NAME_NOT_FOUND)
         turn = self._tries.get((host, port), 0)
         self._tries[host, port] = turn + 1
         address = addresses[turn % len(addresses)]
@@ -88,20 +113,34 @@ class Places:
             await last.aclose()
 
 
-async def _resolve(host: str, port: int, proto: str, *, only_ipv4: bool) -> list[str]:
-    """Addresses of a name, in the resolver's order, each once."""
-    family = 0
+def _family(proto: str) -> int:
+    """What OpenVPN's word for a protocol says of it: ``udp``, ``tcp4-client``, ``udp6``."""
     name = proto.partition("-")[0]
-    if name.endswith("4"):
-        family = socket.AF_INET
-    elif name.endswith("6"):
-        family = socket.AF_INET6
+    families = {"4": socket.AF_INET, "6": socket.AF_INET6}
+    return families.get(name[-1:], socket.AF_UNSPEC)
+
+
+def _is_numeric(host: str) -> bool:
     try:
-        found = await trio.socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        return []
-    addresses = list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
-    if only_ipv4:  # what DHCP gives a guest
-        ipv4 = [one for one in addresses if ipaddress.ip_address(one).version == 4]
-        return ipv4 or addresses
-    return addresses
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _of_dhcp(places: list[Place]) -> list[Place]:
+    """Those of IPv4, which is what DHCP gives a guest, if there are any."""
+    return [place for place in places if place.family is socket.AF_INET] or places
+
+
+def _without_our_own(host: str, places: list[Place]) -> tuple[list[Place], NoWay | None]:
+    """Those to which a name may lead, and what to say if they are none."""
+    good, refused = [], None
+    for place in places:
+        why = never_by_name(place.numeric) or ("this host itself" if is_own(place) else None)
+        if why is None:
+            good.append(place)
+        else:
+            said = f"{host} is at {place.numeric}: {why}."
+            refused = NoWay(VpnReason.NAME_REFUSED, said)
+    return good, refused

@@ -10,7 +10,8 @@ name to resolve, the way to open. The session decides; it never waits.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
@@ -26,6 +27,9 @@ from microvm_guest.openvpn.credentials import Challenge, Credentials
 from microvm_guest.openvpn.errors import VpnFailed
 from microvm_guest.openvpn.states import ENDED, VpnReason, VpnState, after
 from microvm_guest.openvpn.status import VpnStatus
+
+if TYPE_CHECKING:
+    from microvm_guest.openvpn.config import Remote
 
 MAX_HOLD_S: Final = 30
 MAX_BACKOFF_S: Final = 300
@@ -100,14 +104,18 @@ class Session:
 
     Args:
         credentials: What the user knows.
-        remotes: How many servers the configuration has: an attempt is over when each was tried.
+        remotes: The configuration's servers. The daemon is not let to others, whatever it asks
+            for; and the first attempt is over when each was tried.
         dns: Name servers of the user's choice, in place of those that the VPN pushes.
     """
 
-    def __init__(self, credentials: Credentials, remotes: int, dns: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, credentials: Credentials, remotes: Sequence[Remote], dns: tuple[str, ...] = ()
+    ) -> None:
         self.status = VpnStatus(state=VpnState.CONNECTING)
         self._credentials = credentials
-        self._remotes = remotes
+        self._remotes = len(remotes)
+        self._servers = frozenset((one.host, one.port) for one in remotes)
         self._own_dns = dns
         self._failed_attempts = 0
         self._cause: VpnReason | None = None
@@ -141,7 +149,7 @@ class Session:
             case m.Hold(wait_s=seconds):
                 return [Wait(self._pause(seconds))]
             case m.Remote(host=host, port=port, proto=proto):
-                return self._remote(host, port, proto)
+                return self._remote(host, port, proto, now)
             case m.NeedPassword():
                 return self._need(message, now)
             case m.AuthToken():
@@ -233,11 +241,14 @@ class Session:
             self._standing = VpnReason.OWN_CERTIFICATE_EXPIRED
         else:
             self._cause = more_telling(self._cause, cause_in(text))
-        if "auth-token" in text or text.startswith("MANAGEMENT:"):
-            return []  # the one may be a secret, the other is what we have said
+        if "auth-token" in text or m.CHALLENGE in text or text.startswith("MANAGEMENT:"):
+            return []  # the first two may have a secret in them, the third is what we have said
         return [Log(flags, text)]
 
-    def _remote(self, host: str, port: int, proto: str) -> list[Step]:
+    def _remote(self, host: str, port: int, proto: str, now: float) -> list[Step]:
+        if (host, port) not in self._servers:
+            asked = f"It asks for {host}:{port}, which the configuration does not name."
+            return self.broke(asked, now)
         if self.status.state is not VpnState.CONNECTED:
             self._cause = None
             self._said = ""
@@ -325,13 +336,13 @@ class Session:
         steps: list[Step] = [ShutWay()] if was_up else []
         return [*steps, _TERMINATE, Tell()]
 
-    def name_not_found(self, now: float) -> list[Step]:
-        """`FindWay` could not resolve the name: one more attempt that failed."""
+    def no_way(self, reason: VpnReason, said: str, now: float) -> list[Step]:
+        """`FindWay` has found none: one more attempt that failed."""
         self._failed_attempts += 1
         if not self.status.connects and self._failed_attempts >= self._remotes:
-            return self._fail(VpnReason.NAME_NOT_FOUND, "", now)
-        self._cause = VpnReason.NAME_NOT_FOUND
-        self._enter(self.status.state, VpnReason.NAME_NOT_FOUND, SENTENCES[self._cause], now)
+            return self._fail(reason, said, now)
+        self._cause = reason
+        self._enter(self.status.state, reason, f"{SENTENCES[reason]} {said}".rstrip(), now)
         return [Tell()]
 
     def broke(self, error: str, now: float) -> list[Step]:

@@ -42,6 +42,7 @@ class VpnReason(StrEnum):
     TLS_FAILED = "tls_failed"
     SERVER_UNREACHABLE = "server_unreachable"
     NAME_NOT_FOUND = "name_not_found"
+    NAME_REFUSED = "name_refused"
     BAD_CONFIG = "bad_config"
     TUN_MISSING = "tun_missing"
     SERVER_ENDED = "server_ended"

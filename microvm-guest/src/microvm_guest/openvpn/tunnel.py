@@ -21,6 +21,7 @@ from weakref import WeakSet
 import attrs
 import trio
 
+from microvm.console import visible_text
 from microvm.errors import ConfigError, GuestError, MicrovmError
 from microvm.forwards.addresses import LOOPBACK, TcpAddress, UnixAddress
 from microvm_guest._tasks import serving
@@ -265,7 +266,7 @@ class _Run:
         self._credentials = credentials
         self._places = Places(machine, OUTBOUND_PORT if outbound else None)
         self._proxy = TcpAddress(host=LOOPBACK, port=OUTBOUND_PORT) if outbound else None
-        self._session = s.Session(credentials, len(config.remotes), dns)
+        self._session = s.Session(credentials, config.remotes, dns)
         self._scope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
         self._send, self._outgoing = trio.open_memory_channel[bytes](64)
@@ -352,9 +353,7 @@ class _Run:
         while data := await stream.receive_some(RECEIVE):
             *lines, rest = (rest + data).split(b"\n")
             rest = rest[-RECEIVE:]
-            self._printed.extend(
-                line.decode("utf-8", "backslashreplace") for line in lines[-TAIL_LINES:]
-            )
+            self._printed.extend(visible_text(line) for line in lines[-TAIL_LINES:])
 
     async def _manage(self, listener: trio.abc.Listener[HalfCloseableStream]) -> None:
         assert self._nursery is not None
@@ -466,10 +465,10 @@ class _Run:
         while True:
             await trio.sleep(BREATH_S)
             place = await self._places.find(wanted.host, wanted.port, wanted.proto)
-            if place is not None:
+            if isinstance(place, str):
                 self._put(command("remote", "MOD", place, str(wanted.port)))
                 return
-            self._do(self._session.name_not_found(time.time()))
+            self._do(self._session.no_way(place.reason, place.said, time.time()))
             await trio.sleep(RETRY_NAME_S)
 
     async def _walk(self) -> None:

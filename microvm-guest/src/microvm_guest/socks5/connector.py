@@ -15,7 +15,7 @@ import trio
 from microvm_guest.socks5.wire import Reply
 
 if TYPE_CHECKING:
-    from microvm.outbound import OutboundPolicy
+    from microvm.outbound import IpAddress, OutboundPolicy
     from microvm_guest.socks5.wire import Destination
 
 MAX_ADDRESSES: Final = 16
@@ -63,8 +63,13 @@ class Place:
     family: socket.AddressFamily
     address: tuple[str | int, ...]
     """As the socket calls take it: numeric, so that nothing is resolved again."""
-    why: str
+    why: str = ""
     """Why it may."""
+
+    @property
+    def numeric(self) -> IpAddress:
+        """The address alone, without its scope."""
+        return ipaddress.ip_address(str(self.address[0]).partition("%")[0])
 
     def __str__(self) -> str:
         host, port = self.address[:2]
@@ -74,6 +79,40 @@ class Place:
 def reply_for(error: OSError) -> Reply:
     """What the guest is told of an error of the host's."""
     return _REPLIES.get(error.errno or 0, Reply.GENERAL_FAILURE)
+
+
+async def look_up(
+    host: str,
+    port: int,
+    kind: socket.SocketKind,
+    lookups: trio.CapacityLimiter,
+    family: int = socket.AF_UNSPEC,
+) -> list[Place]:
+    """The first `MAX_ADDRESSES` of a host, in the resolver's order; none is judged yet.
+
+    Args:
+        host: A name or an address.
+        port: To go with each address.
+        kind: TCP's or UDP's kind of socket.
+        lookups: Of whoever has the guest ask, of `MAX_LOOKUPS`: a lookup that is cancelled goes on
+            in its thread, and the thread counts until it ends.
+        family: IPv4's or IPv6's, if it is to be one of them.
+
+    Raises:
+        OSError: it is not known, or can't be asked for.
+    """
+    try:
+        found = await trio.to_thread.run_sync(
+            lambda: socket.getaddrinfo(host, port, family=family, type=kind),
+            abandon_on_cancel=True,
+            limiter=lookups,
+        )
+    except UnicodeError as error:
+        raise OSError(errno.EINVAL, f"no host is called so: {error}") from error
+    return [
+        Place(socket.AddressFamily(entry[0]), (str(entry[4][0]), port, *entry[4][2:]))
+        for entry in found[:MAX_ADDRESSES]
+    ]
 
 
 async def find_places(
@@ -99,19 +138,13 @@ async def find_places(
     if (verdict := policy.denies_name(host, port)) is not None:
         raise OutboundRefused(Reply.NOT_ALLOWED, verdict.why)
     try:
-        found = await trio.to_thread.run_sync(
-            lambda: socket.getaddrinfo(host, port, type=kind),
-            abandon_on_cancel=True,
-            limiter=lookups,
-        )
-    except (OSError, UnicodeError) as error:
+        found = await look_up(host, port, kind, lookups)
+    except OSError as error:
         raise OutboundRefused(Reply.HOST_UNREACHABLE, f"not resolved: {error}") from error
     places, why = [], "no address"
-    for family, _, _, _, address in found[:MAX_ADDRESSES]:
-        numeric = ipaddress.ip_address(str(address[0]).partition("%")[0])
-        place = Place(family, (str(address[0]), port, *address[2:]), "")
-        verdict = policy.judge(host, numeric, port, own=is_own(place))
-        why = f"{numeric} {verdict.why}"
+    for place in found:
+        verdict = policy.judge(host, place.numeric, port, own=is_own(place))
+        why = f"{place.numeric} {verdict.why}"
         if verdict.allowed:
             places.append(attrs.evolve(place, why=verdict.why))
     if not places:
