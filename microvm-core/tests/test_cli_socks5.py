@@ -61,6 +61,12 @@ def test_a_terminal_has_one_line_that_is_written_over():
     assert screen.getvalue() == "\r\x1b[Kone\r\x1b[Ktwo\r\x1b[K"
 
 
+def test_a_line_can_command_the_terminal_nothing():
+    screen = Terminal()
+    StatusLine(screen).show("\x1b]0;x\x07\n\u202e")
+    assert screen.getvalue() == "\r\x1b[K" + r"\x1b]0;x\x07\n\u202e"
+
+
 def test_nothing_is_written_where_there_is_no_terminal():
     log = io.StringIO()
     StatusLine(log).show("one")

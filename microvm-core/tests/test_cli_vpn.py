@@ -18,6 +18,12 @@ def test_a_line_says_how_the_vpn_is() -> None:
     assert _sentence(failed) == "VPN failed. Refused."
 
 
+def test_what_guest_and_server_say_can_not_write_to_the_terminal() -> None:
+    said = "\x1b]0;x\x07\u202e"
+    hostile = VpnStatus(state=VpnState.FAILED, server=said, local_ip=said, dns=(), detail=said)
+    assert _sentence(hostile).isprintable()
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2_000_000_000_000, "2000.0 GB")],
@@ -33,6 +39,8 @@ def test_counts_are_read_at_a_glance(count: int, text: str) -> None:
         (["c.ovpn", "--socks", "nowhere"], "--socks takes ADDR:PORT"),
         (["c.ovpn", "--auth-file", "none"], "none can't be read"),
         (["bad.ovpn"], "bad.ovpn line 3: 'plugin' is not allowed."),
+        (["out.ovpn"], "out.ovpn line 3: The file of 'cert' is not read: /etc/hostname: it is out"),
+        (["out.ovpn", "--allow-files", "--auth-file", "none"], "none can't be read"),
     ],
 )
 def test_what_can_not_work_is_told_before_anything_boots(
@@ -45,6 +53,7 @@ def test_what_can_not_work_is_told_before_anything_boots(
     monkeypatch.chdir(tmp_path)
     good = "client\nremote a\n<ca>\n</ca>\n"
     (tmp_path / "c.ovpn").write_text(good)
+    (tmp_path / "out.ovpn").write_text(good.replace("<ca>", "cert /etc/hostname\n<ca>"))
     (tmp_path / "bad.ovpn").write_text(good.replace("<ca>", "plugin x.so\n<ca>"))
     assert main(["vpn", "run", *words]) == 125
     assert said in capsys.readouterr().err

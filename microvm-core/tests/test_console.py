@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microvm.console import MAX_LINE_CHARACTERS, ConsoleRing, visible_text
+from microvm.console import MAX_LINE_CHARACTERS, ConsoleRing, visible_lines, visible_text
 
 
 def ring_of(data: bytes, capacity: int = 1024) -> ConsoleRing:
@@ -80,6 +80,13 @@ def test_what_has_no_shape_becomes_an_escape(raw: bytes, shown: str) -> None:
 @given(st.binary(max_size=300))
 def test_visible_text_is_always_printable(data: bytes) -> None:
     assert visible_text(data).isprintable()
+
+
+@given(st.text(st.characters()))
+def test_visible_lines_are_printable_and_as_many(text: str) -> None:
+    shown = visible_lines(text).split("\n")
+    assert len(shown) == text.count("\n") + 1
+    assert all(line.isprintable() for line in shown)
 
 
 @given(st.lists(st.binary(max_size=60), max_size=20), st.integers(1, 50))

@@ -90,6 +90,12 @@ def visible_text(data: bytes) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def visible_lines(text: str) -> str:
+    """The same of a text that may have several lines, which stay."""
+    lines = text.split("\n")
+    return "\n".join(visible_text(line.encode("utf-8", "backslashreplace")) for line in lines)
+
+
 def _line(raw: bytes, *, beheaded: bool) -> str:
     raw = raw.rstrip(b"\r\0 \t")
     raw = raw[raw.rfind(b"\r") + 1 :]

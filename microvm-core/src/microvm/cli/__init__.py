@@ -74,12 +74,13 @@ def _open_standard_descriptors() -> None:
 def _exit_code(error: BaseException) -> int:
     """Say what went wrong, if it is for a person to know; anything unforeseen is raised again."""
     from microvm._groups import only_error
+    from microvm.console import visible_lines
     from microvm.errors import MicrovmError
 
     if isinstance(error, BaseExceptionGroup):
         error = only_error(error)
     if isinstance(error, MicrovmError):
-        print(f"microvm: {error}", file=sys.stderr)
+        print(f"microvm: {visible_lines(str(error))}", file=sys.stderr)
         return EXIT_OWN_FAILURE
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from microvm.console import visible_text
+
 
 class StatusLine:
     """The last line of a terminal; nothing at all where there is no terminal.
@@ -25,7 +27,8 @@ class StatusLine:
         return self._stream is not None
 
     def show(self, text: str) -> None:
-        """Show this, in place of what was there."""
+        """Show this, in place of what was there. Control characters are shown as escapes."""
+        text = visible_text(text.encode("utf-8", "backslashreplace"))
         if self._stream is not None and not self._holders and text != self._shown:
             self._stream.write(f"\r\x1b[K{text}")
             self._stream.flush()

@@ -56,6 +56,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "key's passphrase, which may stand alone there. What lacks is asked for, on a terminal",
     )
     run.add_argument(
+        "--allow-files",
+        action="store_true",
+        help="let CONFIG name files that are hidden or not beneath its folder. What is in them is "
+        "sent to the guest or to the server: trust whoever wrote CONFIG",
+    )
+    run.add_argument(
         "--dns",
         action="append",
         default=[],
@@ -69,6 +75,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _main(args: argparse.Namespace) -> int:
+    from microvm.console import visible_lines
     from microvm.errors import MicrovmError, PluginMissing
 
     try:
@@ -87,7 +94,7 @@ def _main(args: argparse.Namespace) -> int:
         if args.json:
             tell("failed", error=error.code, message=str(error), remedy=error.remedy)
         else:
-            print(f"microvm: {error}", file=sys.stderr)
+            print(f"microvm: {visible_lines(str(error))}", file=sys.stderr)
         return code
 
 
@@ -111,7 +118,7 @@ def _run(args: argparse.Namespace) -> int:
     from microvm_guest.openvpn import OpenVpnTunnel, read_config
 
     listen = parse_listen(args.socks, "--socks")
-    config = read_config(args.config)
+    config = read_config(args.config, files_outside=args.allow_files)
     given = _vpn_credentials.given(config, args.auth_file)
     machine = Machine(_config(args))
     status = StatusLine(None if args.json else sys.stderr)
@@ -198,7 +205,9 @@ def _facts(status: VpnStatus) -> dict[str, Any]:
 
 
 def _sentence(status: VpnStatus) -> str:
-    """How the VPN is, for a line of a terminal."""
+    """How the VPN is, for a line of a terminal; whatever the guest and the server have said."""
+    from microvm.console import visible_lines
+
     text = f"VPN {status.state.value}"
     if status.server is not None:
         text += f" {'to' if status.local_ip else 'at'} {status.server}"
@@ -206,7 +215,7 @@ def _sentence(status: VpnStatus) -> str:
         text += f", {status.local_ip}"
         if not status.dns:
             text += ", no name server (--dns gives one)"
-    return f"{text}. {status.detail}" if status.detail else text
+    return visible_lines(f"{text}. {status.detail}" if status.detail else text)
 
 
 async def _watch(args: argparse.Namespace, vpn: OpenVpnTunnel, proxy: Forward, status: Any) -> None:

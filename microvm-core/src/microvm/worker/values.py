@@ -15,7 +15,7 @@ import attrs
 
 from microvm import errors
 from microvm.config import ConfigProblem
-from microvm.console import visible_text
+from microvm.console import visible_lines
 from microvm.errors import (
     BackendCrashed,
     ConfigError,
@@ -269,8 +269,7 @@ def text(value: object, limit: int) -> str:
     """A text, cut, in visible characters and line breaks only."""
     if not isinstance(value, str):
         raise wrong("something else in place of a text")
-    parts = value[:limit].split("\n")
-    return "\n".join(visible_text(part.encode("utf-8", "backslashreplace")) for part in parts)
+    return visible_lines(value[:limit])
 
 
 def lines(value: object) -> tuple[str, ...]:
