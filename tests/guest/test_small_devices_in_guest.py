@@ -99,6 +99,29 @@ async def test_a_named_port_is_a_stream_both_ways_and_ends_with_its_program() ->
 
 
 @pytest.mark.usefixtures("own_vmm")
+async def test_in_a_worker_process_a_port_and_a_balloon_do_the_same(slower: int) -> None:
+    devices = [
+        DeviceConfig(name="console", options={"ports": ["metrics"]}),
+        DeviceConfig(name="balloon"),
+    ]
+    config = MachineConfig(mem_size_mib=128, isolation="process", devices=devices)
+    async with Machine(config) as machine:
+        async with await machine.open_device_stream("console0", "metrics") as stream:
+            await stream.send_all(b"question\n")
+            script = PORT + "exec 3<>/dev/${port##*/}; read line <&3; echo answer to $line >&3"
+            await shell(machine, script)
+            assert b"".join([part async for part in stream]) == b"answer to question\n"
+        with trio.fail_after(30 * slower):
+            facts = await machine.device_command("balloon0", "target", mib=32)
+            while facts["actual_mib"] != 32:
+                await trio.sleep(0.05)
+                facts = await machine.device_command("balloon0", "target")
+            figures = await machine.device_command("balloon0", "statistics")
+        free_kib = (await meminfo_kib(machine))["MemFree"]
+        assert abs(int(figures["free_bytes"] or 0) // 1024 - free_kib) < 4096
+
+
+@pytest.mark.usefixtures("own_vmm")
 async def test_a_mebibyte_through_a_port_arrives_whole() -> None:
     console = microvm_devices.console.plugin.create({"ports": ["metrics"]})
     assert isinstance(console, ConsoleDevice)
