@@ -219,7 +219,10 @@ def test_the_daemon_is_told_our_own_lines_first() -> None:
     assert "script-security 1" in lines
     assert "route-noexec" in lines
     assert "socks-proxy 127.0.0.1 1082" in lines
+    assert "explicit-exit-notify 1" in lines, "or a server by UDP never learns that we left"
     assert "persist-tun" not in lines
+    own = lines_of(parse(PLAIN + "explicit-exit-notify 3\n"))
+    assert [line for line in own if "exit" in line] == ["explicit-exit-notify 3"]
 
 
 @given(

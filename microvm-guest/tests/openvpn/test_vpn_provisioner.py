@@ -37,8 +37,11 @@ from ..written_images import put_disk, put_image
 class Files:
     def __init__(self, order):
         self.order = order
+        self.full = False
 
     async def write_text(self, path, text):
+        if self.full:
+            raise GuestError("The guest has no room.")
         self.order.append((path, text))
 
 
@@ -107,6 +110,16 @@ async def test_the_way_is_opened_by_family_with_the_tunnels_names_and_shut_with_
         await link.shut_way()
         assert guest.order[0] == ("/etc/resolv.conf", "")
         assert [argv[1] for argv, _ in guest.order[1:]] == ["-4", "-6"]
+
+
+async def test_the_way_is_shut_though_names_can_not_be_taken_away() -> None:
+    guest = Router()
+    async with link_on(guest) as link:
+        guest.order.clear()
+        guest.files.full = True
+        with pytest.raises(GuestError, match="no room"):
+            await link.shut_way()
+    assert [argv[1] for argv, _ in guest.order] == ["-4", "-6"]
 
 
 async def test_a_clock_change_is_for_whoever_runs_a_tunnel() -> None:

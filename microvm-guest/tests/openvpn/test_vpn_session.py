@@ -117,6 +117,20 @@ def test_a_way_that_opens_too_late_is_shut_again() -> None:
     assert one.status.connects == 0
 
 
+def test_a_way_that_can_not_be_opened_fails_the_first_time_and_is_tried_again_later() -> None:
+    one = session()
+    feed(one, *ATTEMPT)
+    assert s.Send(b"signal SIGTERM\n") in one.way_failed("no routes", 2.0)
+    assert (one.status.state, one.status.reason) == (S.FAILED, R.PROTOCOL)
+    assert one.way_failed("no routes", 2.0) == []
+    one = connected()
+    feed(one, state("RECONNECTING", "ping-restart"))
+    assert one.way_failed("no routes", 3.0) == [], "the daemon is at it already"
+    feed(one, *ATTEMPT)
+    assert one.way_failed("no routes", 4.0) == [s.Send(b"signal SIGUSR1\n")]
+    assert feed(one, state("RECONNECTING", "SIGUSR1")) == [s.ShutWay(), s.Tell()]
+
+
 @pytest.mark.parametrize("remotes", [1, 3])
 def test_each_server_is_tried_once_before_one_gives_up(remotes: int) -> None:
     one = session(remotes)

@@ -150,7 +150,13 @@ def _run(args: argparse.Namespace) -> int:
                 if isinstance(listen, UnixAddress)
                 else {"host": listen.host, "port": listen.port}
             )
-            async with await machine.socks5(**where) as proxy, vpn, trio.open_nursery() as nursery:
+            async with (
+                # Within the machine, so that it lives on while the VPN says goodbye to its server.
+                ended_by_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
+                await machine.socks5(**where) as proxy,
+                vpn,
+                trio.open_nursery() as nursery,
+            ):
                 status.clear()
                 say_ready(machine, proxy, as_json=args.json)
                 nursery.start_soon(_watch, args, vpn, proxy, status)

@@ -59,6 +59,8 @@ def effective_config(config: OpenVpnConfig, proxy: TcpAddress | None) -> str:
         lines.append(f"connect-timeout {_CONNECT_TIMEOUT_S}")
     if not names & {"connect-retry"}:
         lines.append("connect-retry 1 30")
+    if "explicit-exit-notify" not in names:
+        lines.append("explicit-exit-notify 1")  # by UDP a goodbye has to be said; TCP ignores it
     if not names & {"nobind", "bind", "lport"}:
         lines.append("nobind")
     if config.wants_password:

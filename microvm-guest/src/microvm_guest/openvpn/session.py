@@ -226,6 +226,14 @@ class Session:
         self._enter(VpnState.CONNECTED, None, "", now)
         return [Tell()]
 
+    def way_failed(self, error: str, now: float) -> list[Step]:
+        """`OpenWay` could not be done, and nobody has said since that the tunnel is down."""
+        if not self._up or self.status.state in ENDED:
+            return []
+        if not self.status.connects:
+            return self.broke(error, now)
+        return [Send(m.command("signal", "SIGUSR1"))]  # once more from the beginning
+
     def _enter(self, state: VpnState, reason: VpnReason | None, detail: str, now: float) -> None:
         since = now if state is not self.status.state else self.status.since
         status = attrs.evolve(self.status, state=state, reason=reason, detail=detail, since=since)

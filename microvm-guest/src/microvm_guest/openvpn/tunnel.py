@@ -10,6 +10,7 @@ reading, so that a flood or a silence of the daemon's holds up nothing.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from contextlib import AbstractAsyncContextManager
@@ -22,7 +23,7 @@ import attrs
 import trio
 
 from microvm.console import visible_text
-from microvm.errors import ConfigError, GuestError, MicrovmError
+from microvm.errors import ConfigError, GuestError, GuestGone, MicrovmError
 from microvm.forwards.addresses import LOOPBACK, TcpAddress, UnixAddress
 from microvm_guest._tasks import serving
 from microvm_guest.openvpn import session as s
@@ -52,7 +53,10 @@ log = logging.getLogger("microvm.vpn")
 OUTBOUND_PORT: Final = 1082
 """On the guest's loopback: the way to the VPN's server, in a guest without a network."""
 TERM_WITHIN_S: Final = 3.0
-"""For the daemon to say goodbye to its server."""
+"""For the daemon to say goodbye to its server; and after that, for the guest to be put in order."""
+RETRY_WAY_S: Final = 1.0
+"""From a way that could not be opened to the next attempt. If the cause is that the interface has
+just gone, the daemon says so within that time."""
 RETRY_NAME_S: Final = 5.0
 GIVEN_UP_AFTER_S: Final = 5.0
 """Of standing still. A network forgets those it does not hear from after half a minute or more,
@@ -68,6 +72,10 @@ T = TypeVar("T")
 
 class OpenVpnTunnel:
     """A VPN of a machine's, as an async context manager; with it ends the daemon.
+
+    However the block is left, by cancellation too, the server is told: that takes a second or two,
+    and three at most. Only a machine that is paused or has ended, or that is cancelled with it,
+    says no goodbye.
 
     While it is up, and only then, `Machine.socks5` and `Machine.connect_through` lead through it.
 
@@ -130,8 +138,9 @@ class OpenVpnTunnel:
     ) -> None:
         assert self._scope is not None
         try:
-            if error is None:
-                await self.stop()
+            if self._machine.state == "running":
+                with trio.CancelScope(shield=True):  # it is bounded by itself
+                    await self.stop()
         finally:
             if self._run is not None:
                 self._run.abandon()
@@ -174,6 +183,7 @@ class OpenVpnTunnel:
         except BaseException:
             self._run = None
             raise
+        run.end_by_itself()
 
     async def stop(self) -> None:
         """End the daemon, politely for three seconds. Twice is fine."""
@@ -260,6 +270,7 @@ class _Run:
         outbound: bool,
     ) -> None:
         self._tunnel = tunnel
+        self._machine = machine
         self._guest = guest
         self._link = link
         self._config = config
@@ -277,6 +288,8 @@ class _Run:
         self._holding = False
         self._asked_to_end = False
         self._ran = False
+        self._way_is_open = False
+        """Or may be, in part."""
         self._under_way: dict[str, trio.CancelScope] = {}
         self._over = trio.Event()
 
@@ -289,15 +302,20 @@ class _Run:
             error = _ours(caught)
             if error is None or not self._ran:
                 raise  # a bug; or it never ran, which is for whoever started it
-            self._do(self._session.lost(error.message, time.time()))
+            if not self._asked_to_end:
+                self._do(self._session.lost(error.message, time.time()))
         finally:
+            cancelled = trio.current_effective_deadline() == -math.inf
+            with trio.move_on_after(TERM_WITHIN_S, shield=True):
+                if self._way_is_open and self._machine.state == "running":
+                    await self._shut_way()
+                await self._places.aclose()
+            asked = self._asked_to_end or cancelled
             printed = " ".join(self._printed)[-MAX_PRINTED:]
-            self._do(self._session.ended(printed, time.time(), asked=self._asked_to_end))
+            self._do(self._session.ended(printed, time.time(), asked=asked))
             self._link.on_clock_change = None
             self._tunnel.run_is_over()
             self._over.set()
-            with trio.move_on_after(TERM_WITHIN_S, shield=True):
-                await self._places.aclose()
 
     async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
         begin = UnixAddress(path=MANAGEMENT)
@@ -322,9 +340,14 @@ class _Run:
             finally:
                 self._nursery = None
 
+    def end_by_itself(self) -> None:
+        """From now on nothing but `stop` and `abandon` ends it: a goodbye comes first."""
+        self._scope.shield = True
+
     def abandon(self) -> None:
-        """It is about to be cancelled."""
+        """End it without a word to its server."""
         self._asked_to_end = True
+        self._scope.cancel()
 
     async def stop(self) -> None:
         """As `OpenVpnTunnel.stop`."""
@@ -475,16 +498,32 @@ class _Run:
         """Open and shut the way, in the order in which it was said."""
         async for step in self._ways:
             if isinstance(step, s.ShutWay):
-                await self._link.shut_way()
+                await self._shut_way()
                 continue
+            self._way_is_open = True
+            failure = ""
             try:
                 await self._link.open_way(step.dns, ipv6=step.ipv6)
             except GuestError as error:
-                await trio.sleep(1.0)  # if the interface has just gone, the daemon says so now
-                if self._session.status.state is VpnState.AUTHENTICATING:
-                    self._do(self._session.broke(error.message, time.time()))
-                continue
-            self._do(self._session.way_is_open(time.time()))
+                log.warning("The way into the tunnel can't be opened: %s", error.message)
+                failure = error.message
+                await trio.sleep(RETRY_WAY_S)
+            if self._ways.statistics().current_buffer_used:
+                continue  # this connection is gone again, and there may be another
+            now = time.time()
+            session = self._session
+            self._do(session.way_failed(failure, now) if failure else session.way_is_open(now))
+
+    async def _shut_way(self) -> None:
+        """What can't be done is no reason to end: with the interface the route is gone too."""
+        try:
+            await self._link.shut_way()
+        except GuestGone:
+            pass
+        except MicrovmError as error:
+            log.warning("The way out of the guest can't be shut: %s", error.message)
+        else:
+            self._way_is_open = False
 
     async def _clock_changed(self, jump: ClockJump) -> None:
         """The guest stood still: connect anew, without waiting for a timeout to find out."""

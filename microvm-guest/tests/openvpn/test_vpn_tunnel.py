@@ -1,0 +1,306 @@
+"""`OpenVpnTunnel` against a daemon that is a script: goodbyes, the way, and the host's clocks."""
+
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from microvm.errors import ConfigError, GuestError, GuestGone
+from microvm.host_clocks import ClockJump
+from microvm_guest.openvpn import OpenVpnTunnel, StateChanged, VpnReason, VpnState
+from microvm_guest.openvpn.tunnel import GIVEN_UP_AFTER_S, TERM_WITHIN_S
+
+from .scripted_daemon import BROKEN, RESTART, TERM, UP, Rig
+
+
+def in_no_time(test: Callable[..., Awaitable[None]]) -> Any:
+    """Run a test whose waits end as soon as nothing else happens."""
+
+    @functools.wraps(test)
+    def run(**fixtures: Any) -> None:
+        async def body() -> None:
+            with trio.fail_after(600):
+                await test(**fixtures)
+
+        trio.run(body, clock=trio.testing.MockClock(autojump_threshold=0.01))
+
+    return run
+
+
+def states(vpn: OpenVpnTunnel, seen: list[VpnState]) -> Callable[[], Awaitable[None]]:
+    """A task that keeps each state that the tunnel comes into."""
+    events = vpn.events()
+
+    async def watch() -> None:
+        async for event in events:
+            if isinstance(event, StateChanged):
+                seen.append(event.status.state)
+
+    return watch
+
+
+# --- goodbyes ----------------------------------------------------------------------------------
+
+
+class LeftByAnError(Exception):
+    pass
+
+
+async def leave(how: str, scope: trio.CancelScope) -> None:
+    if how == "by an error":
+        raise LeftByAnError
+    if how == "cancelled":
+        scope.cancel()
+        await trio.sleep_forever()
+
+
+HOWS = ["at its end", "by an error", "cancelled"]
+
+
+@pytest.mark.parametrize("how", HOWS)
+@in_no_time
+async def test_the_daemon_says_goodbye_however_the_block_is_left(how: str) -> None:
+    rig = Rig()
+    seen: list[VpnState] = []
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+            try:
+                async with rig.tunnel() as vpn:
+                    nursery.start_soon(states(vpn, seen))
+                    await rig.connect(vpn)
+                    nursery.start_soon(rig.daemon.serve_signals)
+                    await leave(how, scope)
+            except LeftByAnError:
+                assert how == "by an error"
+        assert scope.cancelled_caught == (how == "cancelled")
+    assert not rig.daemon.killed
+    assert vpn.status.state is VpnState.STOPPED
+    assert seen[-3:] == [VpnState.CONNECTED, VpnState.EXITING, VpnState.STOPPED]
+    assert not rig.scripted.is_open
+    assert rig.scripted.on_clock_change is None, "the machine may have another"
+
+
+@pytest.mark.parametrize("how", HOWS)
+@in_no_time
+async def test_a_daemon_that_does_not_end_is_killed_when_its_time_is_up(how: str) -> None:
+    rig = Rig()
+    rig.daemon.obeys = False
+    with trio.CancelScope() as scope:
+        try:
+            async with rig.tunnel() as vpn:
+                await rig.connect(vpn)
+                begin = trio.current_time()
+                await leave(how, scope)
+        except LeftByAnError:
+            pass
+    assert trio.current_time() - begin == pytest.approx(TERM_WITHIN_S)
+    await rig.daemon.heard(TERM)
+    assert rig.daemon.killed
+    assert vpn.status.state is VpnState.STOPPED
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("state", ["paused", "ended"])
+@in_no_time
+async def test_a_guest_that_can_not_do_anything_is_not_waited_for(how: str, state: str) -> None:
+    rig = Rig()
+    with trio.CancelScope() as scope:
+        try:
+            async with rig.tunnel() as vpn:
+                await rig.connect(vpn)
+                begin = trio.current_time()
+                rig.state = state
+                rig.scripted.hangs = True
+                await leave(how, scope)
+        except LeftByAnError:
+            pass
+    assert trio.current_time() == begin
+    assert rig.daemon.killed
+    assert vpn.status.state is VpnState.STOPPED
+
+
+@in_no_time
+async def test_a_machine_that_is_cancelled_with_its_tunnel_is_not_waited_for() -> None:
+    """Its connection to the agent is gone before it knows itself that it has ended."""
+    rig = Rig()
+    with trio.CancelScope() as scope:
+        async with rig.tunnel() as vpn:
+            await rig.connect(vpn)
+            begin = trio.current_time()
+            scope.cancel()
+            gone = GuestGone("The connection to the guest's agent was closed by the host.")
+            rig.daemon.end(gone)
+            rig.scripted.fails = [gone]
+            await trio.sleep_forever()
+    assert trio.current_time() == begin
+
+
+@in_no_time
+async def test_one_that_is_cancelled_while_it_starts_leaves_nothing() -> None:
+    rig = Rig()
+    rig.spawn_hangs = True
+    begin = trio.current_time()
+    with trio.move_on_after(7) as scope:
+        async with rig.tunnel():
+            raise AssertionError
+    assert scope.cancelled_caught
+    assert trio.current_time() - begin == pytest.approx(7)
+    rig.spawn_hangs = False
+    async with rig.tunnel() as vpn:
+        await rig.connect(vpn)
+        rig.daemon.end()
+        await vpn.wait_ended()
+
+
+@in_no_time
+async def test_a_machine_has_one_tunnel_until_that_is_over() -> None:
+    rig = Rig()
+    async with rig.tunnel() as vpn:
+        await rig.connect(vpn)
+        with pytest.raises(ConfigError, match="has a tunnel already"):
+            async with rig.tunnel():
+                raise AssertionError
+        rig.daemon.end()
+        await vpn.wait_ended()
+
+
+# --- the way -----------------------------------------------------------------------------------
+
+
+@in_no_time
+async def test_a_way_that_can_not_be_opened_again_is_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The daemon is connected and content: nobody but us knows that it is to begin anew."""
+    rig = Rig()
+    async with rig.tunnel() as vpn, trio.open_nursery() as nursery:
+        await rig.connect(vpn)
+        for _ in range(3):
+            rig.scripted.fails = [GuestError("The guest has no memory for that.")]
+            await rig.daemon.say(BROKEN)
+            await trio.testing.wait_all_tasks_blocked()
+            rig.scripted.fails = [GuestError("The guest has no memory for that.")]
+            begin = trio.current_time()
+            await rig.daemon.say(*UP)
+            await rig.daemon.heard(RESTART)
+            assert trio.current_time() - begin >= 1, "and not in a circle"
+            assert vpn.status.state is VpnState.RECONNECTING
+        await rig.daemon.say(">STATE:5,RECONNECTING,SIGUSR1,,,,,", *UP)
+        await vpn.wait_connected()
+        assert rig.scripted.is_open
+        nursery.start_soon(rig.daemon.serve_signals)
+        await vpn.stop()
+    assert "The way into the tunnel can't be opened: The guest has no memory" in caplog.text
+    assert "The way out of the guest can't be shut: The guest has no memory" in caplog.text
+
+
+@in_no_time
+async def test_a_way_that_can_not_be_opened_at_first_is_a_failure_with_a_name() -> None:
+    rig = Rig()
+    async with rig.tunnel() as vpn:
+        rig.scripted.fails = [GuestError("The guest's routes can't be set: 'no'")]
+        await rig.daemon.connect()
+        await rig.daemon.say(*UP)
+        await rig.daemon.heard(TERM)
+        rig.daemon.end()
+        status = await vpn.wait_ended()
+    assert (status.state, status.reason) == (VpnState.FAILED, VpnReason.PROTOCOL)
+    assert "can't be set" in status.detail
+
+
+@in_no_time
+async def test_a_way_that_failed_with_a_connection_that_is_gone_is_nobodys_failure() -> None:
+    rig = Rig()
+    async with rig.tunnel() as vpn, trio.open_nursery() as nursery:
+        rig.scripted.fails = [GuestError("Cannot find device tun0")]
+        await rig.daemon.connect()
+        await rig.daemon.say(*UP)
+        await rig.daemon.say(">STATE:5,RECONNECTING,SIGUSR1,,,,,", *UP)
+        await vpn.wait_connected()
+        assert (rig.scripted.opened, vpn.status.connects) == (1, 1)
+        nursery.start_soon(rig.daemon.serve_signals)
+        await vpn.stop()
+
+
+@in_no_time
+async def test_a_way_that_can_not_be_shut_ends_no_tunnel_and_is_shut_at_the_end() -> None:
+    rig = Rig()
+    async with rig.tunnel() as vpn:
+        await rig.connect(vpn)
+        rig.scripted.fails = [GuestError("The guest is busy.")]
+        await rig.daemon.say(BROKEN)
+        await trio.testing.wait_all_tasks_blocked()
+        assert rig.scripted.is_open
+        assert vpn.status.state is VpnState.RECONNECTING
+        rig.daemon.end()
+        await vpn.wait_ended()
+        assert not rig.scripted.is_open
+
+
+@pytest.mark.parametrize("asked", [True, False])
+@in_no_time
+async def test_the_way_is_shut_before_it_is_said_that_the_tunnel_has_ended(asked: bool) -> None:
+    """The guest's resolv.conf, too: it would go on asking servers of the VPN's."""
+    rig = Rig()
+    async with rig.tunnel() as vpn, trio.open_nursery() as nursery:
+        await rig.connect(vpn)
+        assert rig.scripted.is_open
+        if asked:
+            nursery.start_soon(rig.daemon.serve_signals)
+            nursery.start_soon(vpn.stop)
+        else:
+            rig.daemon.end()
+        status = await vpn.wait_ended()
+        assert not rig.scripted.is_open
+    assert status.state is (VpnState.STOPPED if asked else VpnState.FAILED)
+
+
+@in_no_time
+async def test_a_guest_that_never_shuts_its_way_holds_nobody() -> None:
+    rig = Rig()
+    async with rig.tunnel() as vpn:
+        await rig.connect(vpn)
+        rig.scripted.hangs = True
+        begin = trio.current_time()
+        rig.daemon.end()
+        status = await vpn.wait_ended()
+        assert trio.current_time() - begin == pytest.approx(TERM_WITHIN_S)
+    assert status.reason is VpnReason.DAEMON_DIED
+
+
+# --- clocks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("slept_s", "set_by_s", "anew"),
+    [
+        (0.0, 0.05, False),
+        (0.0, -86400.0, False),
+        (0.01, 0.0, False),
+        (GIVEN_UP_AFTER_S - 0.1, 0.0, False),
+        (GIVEN_UP_AFTER_S, 0.0, True),
+        (3600.0, -1.0, True),
+    ],
+)
+@in_no_time
+async def test_only_a_guest_that_stood_still_for_long_connects_anew(
+    slept_s: float, set_by_s: float, anew: bool
+) -> None:
+    rig = Rig()
+    async with rig.tunnel() as vpn, trio.open_nursery() as nursery:
+        await rig.connect(vpn)
+        await rig.scripted.clock_changed(ClockJump(slept_s=slept_s, set_by_s=set_by_s))
+        heard: list[str] = []
+
+        async def listen() -> None:
+            await rig.daemon.heard(RESTART)
+            heard.append(RESTART)
+
+        nursery.start_soon(listen)
+        await trio.sleep(60)
+        assert heard == ([RESTART] if anew else [])
+        nursery.cancel_scope.cancel()
+        rig.daemon.end()
