@@ -2,16 +2,19 @@
 
 import hashlib
 import json
+import os
+import pty
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import textwrap
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import attrs
@@ -31,7 +34,7 @@ from tests.guest.vpn_server import (
     vpn_server,
 )
 
-from microvm import GuestError, Machine, MachineConfig, NetConfig
+from microvm import GuestError, Machine, MachineConfig, NetConfig, sync
 from microvm.forwards import TcpAddress
 from microvm_guest.image import Silent, compose
 from microvm_guest.image.variants import variant
@@ -45,6 +48,7 @@ from microvm_guest.openvpn import (
     VpnState,
     vpn_machine,
 )
+from microvm_guest.openvpn import sync as openvpn_sync
 from microvm_guest.provisioners.openvpn import OpenVpnLink
 
 WHY_NOT = missing()
@@ -475,6 +479,64 @@ def test_the_command_says_what_is_wrong_and_ends(udp: VpnServer, tmp_path: Path,
     done = cli(*words)
     assert done.returncode == 125
     assert b"client.ovpn line 3: 'up' is not allowed." in done.stderr
+
+
+@pytest.mark.slow
+def test_a_servers_question_is_put_to_who_sits_at_the_terminal(udp: VpnServer) -> None:
+    """Also where the configuration brings name and password itself."""
+    udp.set_password("me", "SCRV1:cGFzcw==:MTIzNDU2")
+    inline = "<auth-user-pass>\nme\npass\n</auth-user-pass>"
+    config = str(config_file(udp, 'static-challenge "Your code?" 0', inline))
+    argv = [sys.executable, "-m", "microvm", "vpn", "run", config, "--socks", "127.0.0.1:0"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, argv)
+    before = termios.tcgetattr(terminal)
+    shown = b""
+
+    def until(text: bytes) -> None:
+        nonlocal shown
+        while text not in shown:
+            shown += os.read(terminal, 4096)
+
+    until(b"Your code? ")
+    assert not termios.tcgetattr(terminal)[3] & termios.ECHO
+    os.write(terminal, b"123456\r")
+    until(b"VPN connected to ")
+    assert termios.tcgetattr(terminal) == before
+    os.write(terminal, b"\x03")
+    with suppress(OSError):  # EIO: the other side has closed
+        until(b"nothing that it says")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130, shown
+    os.close(terminal)
+    assert b"123456" not in shown
+
+
+# --- without async ---------------------------------------------------------------------------
+
+
+def test_a_tunnel_without_async(udp: VpnServer) -> None:
+    config = config_file(udp)
+    with (
+        sync.Machine(vpn_machine()) as machine,
+        openvpn_sync.OpenVpnTunnel(machine, config, ME) as vpn,
+        sync.fail_after(60),
+    ):
+        for event in vpn.events():
+            if isinstance(event, StateChanged) and event.status.state is VpnState.CONNECTED:
+                break
+        assert vpn.wait_connected().dns == (INSIDE,)
+        with machine.socks5() as proxy:
+            done = subprocess.run(
+                ["curl", "-sS", "--socks5-hostname", str(proxy.address), PAGE],
+                capture_output=True,
+                check=False,
+            )
+        assert hashlib.sha256(done.stdout).hexdigest() == udp.digest, done.stderr
+        vpn.stop()
+        assert vpn.wait_ended().state is VpnState.STOPPED
+        with pytest.raises(GuestError):
+            machine.connect_through(NAME, WEB_PORT)
 
 
 # --- ends ------------------------------------------------------------------------------------
