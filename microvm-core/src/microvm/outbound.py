@@ -36,13 +36,14 @@ _NOT_PUBLIC: Final = tuple(
         # First what lies within others of these.
         ("100.100.100.200/32", "a cloud's metadata"),
         ("192.0.0.192/32", "a cloud's metadata"),
+        ("169.254.169.254/32", "a cloud's metadata"),
         ("fd00:ec2::254/128", "a cloud's metadata"),
         ("0.0.0.0/8", "this host"),
         ("10.0.0.0/8", "a private network"),
         ("100.64.0.0/10", "a provider's network"),
         ("127.0.0.0/8", "loopback"),
         ("168.63.129.16/32", "a cloud's metadata"),
-        ("169.254.0.0/16", "link-local"),  # and 169.254.169.254, metadata of most clouds
+        ("169.254.0.0/16", "link-local"),
         ("172.16.0.0/12", "a private network"),
         ("192.0.0.0/24", "reserved"),
         ("192.0.2.0/24", "documentation"),

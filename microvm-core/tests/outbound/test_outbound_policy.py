@@ -103,6 +103,20 @@ def test_a_private_network_is_opened_by_naming_it_or_a_part_of_it():
     assert allowed(OutboundPolicy(allow=("10.0.0.0/8",)), "::ffff:10.0.0.1")
 
 
+@pytest.mark.parametrize(
+    ("network", "metadata"),
+    [
+        ("100.64.0.0/10", "100.100.100.200"),
+        ("169.254.0.0/16", "169.254.169.254"),
+        ("192.0.0.0/24", "192.0.0.192"),
+        ("fc00::/7", "fd00:ec2::254"),
+    ],
+)
+def test_a_network_does_not_open_a_clouds_metadata_in_it(network, metadata):
+    assert not allowed(OutboundPolicy(allow=(network,)), metadata)
+    assert allowed(OutboundPolicy(allow=(metadata,)), metadata)
+
+
 def test_deny_is_stronger_than_allow():
     policy = OutboundPolicy(
         allow=("10.0.0.0/8", "*.example.org"), deny=("10.9.0.0/16", "bad.example.org")
