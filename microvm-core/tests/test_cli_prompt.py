@@ -6,6 +6,7 @@ import pty
 import signal
 import sys
 import termios
+import tty
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -105,6 +106,19 @@ async def test_a_question_called_off_gives_the_terminal_back_and_takes_nothing(t
         person.types(b"456\r")
     assert answers == ["456"]
     assert termios.tcgetattr(ours) == before
+
+
+async def test_half_a_secret_is_not_left_to_the_shell(terminal) -> None:
+    person, ours = terminal
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(asked, prompt_at(ours), "Code? ", False, [])
+        await person.sees(b"Code? ")
+        person.types(b"123")
+        nursery.cancel_scope.cancel()
+    tty.setraw(ours, termios.TCSANOW)  # as a shell with an editor reads
+    os.set_blocking(ours, False)
+    with pytest.raises(BlockingIOError):
+        os.read(ours, 100)
 
 
 async def test_two_questions_wait_for_each_other(terminal) -> None:
