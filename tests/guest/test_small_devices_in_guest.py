@@ -163,9 +163,12 @@ async def test_the_machines_own_console_can_be_hvc0(tmp_path: Path, slower: int)
         # Linux wants an interrupt for each of the 2000 lines, which it asks about and acknowledges;
         # a serial port would have one exit at least for each of their 8893 bytes.
         assert sum(machine.exit_counts.values()) - before < 6000
-        async with machine.spawn(["sh", "-c", "read line < /dev/hvc0; echo got $line"]) as shown:
+        # What is typed while no program has hvc0 open, Linux keeps until the next key.
+        script = "exec </dev/hvc0; echo open; read line; echo got $line"
+        async with machine.spawn(["sh", "-c", script]) as shown:
             with trio.fail_after(30 * slower):
                 async with await machine.open_console() as stream:
+                    assert await shown.stdout.receive_some() == b"open\n"
                     await stream.send_all(b"typed by the host\n")
                     assert await shown.stdout.receive_some() == b"got typed by the host\n"
         async with machine.spawn(["sh", "-c", "echo c > /proc/sysrq-trigger"]):
