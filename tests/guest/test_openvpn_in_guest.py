@@ -20,6 +20,7 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
+from tests.guest.conftest import static_program
 from tests.guest.vpn_server import (
     CANARY_PORT,
     INSIDE,
@@ -36,6 +37,7 @@ from tests.guest.vpn_server import (
 
 from microvm import GuestError, Machine, MachineConfig, NetConfig, sync
 from microvm.forwards import TcpAddress
+from microvm.testing.host_clocks import SimulatedClocks
 from microvm_guest.image import Silent, compose
 from microvm_guest.image.variants import variant
 from microvm_guest.openvpn import (
@@ -49,7 +51,6 @@ from microvm_guest.openvpn import (
     vpn_machine,
 )
 from microvm_guest.openvpn import sync as openvpn_sync
-from microvm_guest.provisioners.openvpn import OpenVpnLink
 
 WHY_NOT = missing()
 pytestmark = [
@@ -151,6 +152,30 @@ async def test_a_guest_without_a_network_fetches_through_the_tunnel(
             await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")
             assert await stream.receive_some() != b""
     assert vpn.status.state is VpnState.STOPPED
+    assert server.saw_the_client_leave()
+
+
+@pytest.mark.parametrize("how", ["cancelled", "by an error"])
+async def test_the_server_is_told_however_the_block_is_left(udp: VpnServer, how: str) -> None:
+    """It keeps the sessions of those that fall silent, and may have no room for the next."""
+    config = config_file(udp)
+    async with Machine(vpn_machine()) as machine:
+        await machine.wait_ready()
+        with trio.CancelScope() as scope:
+            try:
+                async with OpenVpnTunnel(machine, config, ME) as vpn:
+                    with trio.fail_after(60):
+                        await vpn.wait_connected()
+                    assert not udp.saw_the_client_leave()
+                    if how == "by an error":
+                        raise ZeroDivisionError
+                    scope.cancel()
+                    await trio.sleep_forever()
+            except ZeroDivisionError:
+                pass
+        assert udp.saw_the_client_leave()
+        resolv_conf = await machine.run(["busybox", "cat", "/etc/resolv.conf"], check=True)
+        assert resolv_conf.stdout == b"", "nobody is to ask the VPN's name servers now"
 
 
 @pytest.mark.skipif(shutil.which("passt") is None, reason="needs passt")
@@ -224,6 +249,25 @@ async def test_with_the_server_killed_requests_fail_at_once_and_nothing_leaks(
     wire.close()
 
 
+async def test_a_server_that_has_forgotten_its_tokens_is_given_the_password(
+    udp: VpnServer,
+) -> None:
+    """Their key is of the server's process, so each restart refuses all of them."""
+    udp.stop()
+    udp.extra = ("--auth-gen-token",)
+    udp.start()
+    async with tunnel(udp) as (machine, vpn):
+        with trio.fail_after(60):
+            await vpn.wait_connected()
+        udp.kill()
+        await until(vpn, VpnState.RECONNECTING)
+        udp.start()
+        await until(vpn, VpnState.CONNECTED)
+        assert "auth-token authentication failed" in udp.said()
+        assert vpn.status.connects == 2
+        assert await fetched(machine) == udp.digest
+
+
 @pytest.mark.skipif(shutil.which("passt") is None, reason="needs passt")
 async def test_the_wire_is_watched_by_eyes_that_see(udp: VpnServer) -> None:
     """The agent, who is not behind the kill switch, does reach the canary."""
@@ -282,6 +326,51 @@ async def test_the_daemon_killed_in_the_guest_ends_in_a_named_state_and_no_way(
         with trio.fail_after(60):
             await vpn.wait_connected()
         assert await fetched(machine) == udp.digest
+
+
+@pytest.mark.parametrize(
+    ("named", "asked", "reason"),
+    [
+        ("192.0.2.1", "127.0.0.1", VpnReason.PROTOCOL),
+        ("localhost", "localhost", VpnReason.NAME_REFUSED),
+        ("127.0.0.1", "127.0.0.1", None),
+    ],
+    ids=["not-named", "a-name-that-leads-there", "named"],
+)
+async def test_a_daemon_that_was_taken_over_opens_nothing_of_the_hosts(
+    tmp_path: Path, named: str, asked: str, reason: VpnReason | None
+) -> None:
+    """Row 93. That it would get in is shown by a configuration which names the very address."""
+    daemon = static_program("hostile_openvpn", tmp_path)
+    got_in = trio.Event()
+
+    async def see(stream: trio.SocketStream) -> None:
+        async with stream:
+            if await stream.receive_some() == b"got in\n":
+                got_in.set()
+
+    async with trio.open_nursery() as nursery, Machine(vpn_machine()) as machine:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, see, [listener])
+        port = listener.socket.getsockname()[1]
+        config = tmp_path / "c.ovpn"
+        config.write_text(
+            f"client\nremote {named} {port} tcp\nsetenv UV_ASKS_FOR {asked},{port},tcp-client\n"
+            "<ca>\nx\n</ca>\n"
+        )
+        guest = await machine.wait_ready()
+        await guest.run(["busybox", "mkdir", "-p", "/usr/local/sbin"], check=True)
+        await guest.files.write_bytes("/usr/local/sbin/openvpn", daemon, mode=0o755)
+        async with OpenVpnTunnel(machine, config) as vpn:
+            with trio.fail_after(60):
+                if reason is None:
+                    await got_in.wait()
+                else:
+                    assert (await failure(vpn)).reason is reason
+                    await vpn.wait_ended()
+                    await trio.sleep(1)  # it goes on trying until it is killed
+        assert got_in.is_set() == (reason is None)
+        nursery.cancel_scope.cancel()
 
 
 # --- secrets ---------------------------------------------------------------------------------
@@ -432,10 +521,22 @@ async def test_a_directive_that_openvpn_does_not_take_is_a_bad_configuration(
 @pytest.mark.slow
 async def test_after_a_sleep_of_the_hosts_the_tunnel_is_made_anew(udp: VpnServer) -> None:
     """Complaint 1: nobody waits for a timeout to find out that the server has given us up."""
-    async with tunnel(udp) as (machine, vpn):
+    clocks = SimulatedClocks()
+    async with (
+        Machine(vpn_machine(), clocks=clocks) as machine,
+        OpenVpnTunnel(machine, config_file(udp), ME) as vpn,
+    ):
         with trio.fail_after(60):
             await vpn.wait_connected()
-        await machine.link(OpenVpnLink).clock_changed()
+        # A step of NTP's, a short sleep, a pause of a moment: the server has not missed us.
+        clocks.set_wall(0.2)
+        await trio.sleep(0.5)
+        clocks.sleep(1)
+        await machine.pause()
+        await machine.resume()
+        await trio.sleep(2)
+        assert (vpn.status.state, vpn.status.connects) == (VpnState.CONNECTED, 1)
+        clocks.sleep(600)
         await until(vpn, VpnState.RECONNECTING)
         await until(vpn, VpnState.CONNECTED)
         assert await fetched(machine) == udp.digest
@@ -463,6 +564,7 @@ def test_the_command_connects_serves_and_ends_at_ctrl_c(udp: VpnServer, tmp_path
         )
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
+    assert udp.saw_the_client_leave()
     assert hashlib.sha256(done.stdout).hexdigest() == udp.digest, done.stderr
     assert [event["event"] for event in events][:2] == ["starting", "ready"]
     assert events[1]["listen"] == address

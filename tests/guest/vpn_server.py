@@ -168,6 +168,15 @@ class VpnServer:
             time.sleep(0.05)
         raise RuntimeError((self.folder / "server.log").read_text())
 
+    def said(self) -> str:
+        """Its log, since it was started last."""
+        return (self.folder / "server.log").read_text()
+
+    def saw_the_client_leave(self) -> bool:
+        """Whether a client has said goodbye, and not merely fallen silent."""
+        by = {"udp": "exit message received by peer", "tcp": "Connection reset, restarting"}
+        return by[self.proto] in self.said()
+
     def kill(self) -> None:
         """It is gone, without a word to anybody."""
         assert self._process is not None
