@@ -215,7 +215,21 @@ PIECES = st.sampled_from(
      "\\x" * 120, " " * 250, "cipher ", "peer-fingerprint", "<peer-fingerprint>",
      "</peer-fingerprint>"]
 )  # fmt: skip
-TEXTS = st.lists(st.lists(PIECES, max_size=4).map("".join), max_size=10).map("\n".join)
+LINES = st.lists(PIECES, max_size=4).map("".join)
+
+
+@st.composite
+def blocks(draw: st.DrawFn) -> str:
+    """A block, perhaps with what nearly is its end within."""
+    tag = draw(st.sampled_from(["ca", "connection", "peer-fingerprint"]))
+    near = st.sampled_from(
+        [f"</{tag}>.", f"x</{tag}>", f"</{tag}> <{tag}>", "x" * 255 + f"</{tag}>"]
+    )
+    inner = st.one_of(LINES, near, st.just("up /bin/sh"), st.just(f"<{tag}>"))
+    return "\n".join([f"<{tag}>", *draw(st.lists(inner, max_size=6)), f"</{tag}>"])
+
+
+TEXTS = st.lists(st.one_of(LINES, blocks()), max_size=8).map("\n".join)
 
 
 @settings(max_examples=400)
