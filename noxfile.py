@@ -212,7 +212,8 @@ def soak(session: nox.Session) -> None:
     session.install(*TEST_TOOLS)
     session.run(*GUEST_DISKS)
     for which, env in SOAK:
-        words = ("-m", which, *LINUX_TESTS, *more)
+        # Its tracebacks are for tests of two minutes.
+        words = ("-o", "faulthandler_timeout=0", "-m", which, *LINUX_TESTS, *more)
         if in_lab:
             _in_lab(session, *LAB_PYTEST, *words, within_s=6 * 3600, mem_mib=6144, env=env)
         else:
