@@ -66,7 +66,10 @@ async def test_a_file_has_a_panics_last_words(tmp_path: Path, isolation: str) ->
     console = ConsoleConfig(output="file", path=tmp_path / "log")
     async with Machine(MachineConfig(console=console, isolation=isolation)) as machine:
         await machine.wait_ready()
-        async with machine.spawn(["sh", "-c", "echo c >/proc/sysrq-trigger"]):
+        # It dies when told to: a command that crashes at once may never say that it has started.
+        crash = ["sh", "-c", "read go; echo c >/proc/sysrq-trigger"]
+        async with machine.spawn(crash) as process:
+            await process.stdin.send_all(b"\n")
             outcome = await machine.wait()
     assert outcome.reason is OutcomeReason.PANIC
     assert b"Kernel panic - not syncing" in (tmp_path / "log").read_bytes()

@@ -171,7 +171,10 @@ async def test_the_machines_own_console_can_be_hvc0(tmp_path: Path, slower: int)
                     assert await shown.stdout.receive_some() == b"open\n"
                     await stream.send_all(b"typed by the host\n")
                     assert await shown.stdout.receive_some() == b"got typed by the host\n"
-        async with machine.spawn(["sh", "-c", "echo c > /proc/sysrq-trigger"]):
+        # It dies when told to: a command that crashes at once may never say that it has started.
+        crash = ["sh", "-c", "read go; echo c >/proc/sysrq-trigger"]
+        async with machine.spawn(crash) as process:
+            await process.stdin.send_all(b"\n")
             outcome = await machine.wait()
     assert outcome.reason is OutcomeReason.PANIC
     text = (tmp_path / "log").read_text()
