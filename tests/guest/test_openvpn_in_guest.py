@@ -221,11 +221,12 @@ async def test_the_readmes_example_is_what_runs(udp: VpnServer, tmp_path: Path) 
 async def test_with_the_server_killed_requests_fail_at_once_and_nothing_leaks(
     udp: VpnServer, nets: tuple[str, ...]
 ) -> None:
-    """Complaint 4: the kill switch. The wire is watched, and a port that anybody could reach."""
+    """Complaint 4: the kill switch. The host's interfaces are watched for names that are asked, and
+    for a port that anybody could reach."""
     if nets and shutil.which("passt") is None:
         pytest.skip("needs passt")
     machine = vpn_machine(nets=tuple(NetConfig(backend=name) for name in nets))
-    wire = Wire()
+    wire = Wire(NAME, "example.com")
     async with tunnel(udp, machine=machine) as (running, vpn):
         with trio.fail_after(60):
             await vpn.wait_connected()
@@ -271,12 +272,15 @@ async def test_a_server_that_has_forgotten_its_tokens_is_given_the_password(
 @pytest.mark.skipif(shutil.which("passt") is None, reason="needs passt")
 async def test_the_wire_is_watched_by_eyes_that_see(udp: VpnServer) -> None:
     """The agent, who is not behind the kill switch, does reach the canary."""
-    wire = Wire()
+    wire = Wire(NAME)
     config = vpn_machine(nets=(NetConfig(backend="passt"),))
     async with Machine(config) as machine:
         guest = await machine.wait_ready()
         async with await guest.connect_to(TcpAddress(host=SERVER, port=CANARY_PORT)):
             pass
+    assert wire.others() != []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.sendto(b"\x06Inside\x07example\0", ("127.0.0.1", 53))
     assert wire.others() != []
     wire.close()
 

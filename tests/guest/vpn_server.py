@@ -22,7 +22,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
 
 NAMESPACE = "mvvpn"
 HOST_SIDE, SERVER = "10.99.7.1", "10.99.7.2"
@@ -36,6 +35,7 @@ CANARY_PORT = 9000
 PORT = 1194
 PAGE_MIB = int(os.environ.get("MICROVM_VPN_MIB") or 1)
 """Of what the web server has; a soak sets the variable (256, say)."""
+ETH_P_ALL = 3
 LOCK = Path(tempfile.gettempdir()) / "microvm-test-vpn.lock"
 
 
@@ -115,8 +115,6 @@ class VpnServer:
                 file.write(piece)
         self.digest = digest.hexdigest()
         self._process: subprocess.Popen[bytes] | None = None
-        self.canary: IO[bytes] | None = None
-        """A line for each connection to the canary."""
         self.certificate = "server"
         self.extra: tuple[str, ...] = ()
 
@@ -230,40 +228,55 @@ def vpn_server(folder: Path, proto: str = "udp", size: int = PAGE_MIB << 20) -> 
         assert behind.stdout is not None
         stack.callback(behind.stdout.close)
         assert behind.stdout.readline() == b"ready\n"
-        server.canary = behind.stdout
         stack.callback(server.stop)
         server.start()
         yield server
 
 
 class Wire:
-    """What passes on the veth pair: packets that are not the VPN's own, while the block lasts."""
+    """What passes on the host's interfaces that is not the VPN's own, while the block lasts.
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-        self._socket.bind(("mvvpn0", 0))
-        self._socket.setblocking(False)
+    Args:
+        names: Host names that nobody should ask the host's network about.
+    """
+
+    def __init__(self, *names: str) -> None:
+        self._names = [
+            b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+            for name in names
+        ]
+        self._veth, self._all = (
+            socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) for _ in "12"
+        )
+        self._veth.bind(("mvvpn0", 0))
 
     def others(self) -> list[bytes]:
-        """IPv4 packets so far that are neither to nor from the VPN's port, nor ICMP."""
-        found = []
-        while True:
-            try:
-                frame = self._socket.recv(2048)
-            except BlockingIOError:
-                return found
-            if frame[12:14] != b"\x08\x00" or frame[23] not in (6, 17):
-                continue
-            at = 14 + (frame[14] & 15) * 4
-            ports = (
-                int.from_bytes(frame[at : at + 2], "big"),
-                int.from_bytes(frame[at + 2 : at + 4], "big"),
-            )
-            if PORT not in ports:
-                found.append(frame)
+        """So far: IPv4 packets of the veth pair that are neither to nor from the VPN's port, nor
+        ICMP; and of all interfaces whatever has one of the names in it, as a question for it has.
+        """
+        found = [frame for frame in _received(self._veth) if not _is_the_vpns(frame)]
+        everywhere = _received(self._all)
+        return found + [f for f in everywhere if any(name in f.lower() for name in self._names)]
 
     def close(self) -> None:
-        self._socket.close()
+        self._veth.close()
+        self._all.close()
+
+
+def _received(watching: socket.socket) -> Iterator[bytes]:
+    while True:
+        try:
+            yield watching.recv(2048, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+
+
+def _is_the_vpns(frame: bytes) -> bool:
+    if frame[12:14] != b"\x08\x00" or frame[23] not in (6, 17):
+        return True
+    at = 14 + (frame[14] & 15) * 4
+    ports = int.from_bytes(frame[at : at + 2], "big"), int.from_bytes(frame[at + 2 : at + 4], "big")
+    return PORT in ports
 
 
 def _answer(query: bytes) -> bytes:
@@ -292,9 +305,7 @@ def _behind(folder: str) -> None:
 
     def watch() -> None:
         while True:
-            connection, address = canary.accept()
-            print(f"canary {address[0]}", flush=True)
-            connection.close()
+            canary.accept()[0].close()
 
     threading.Thread(target=watch, daemon=True).start()
     names = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
