@@ -1,5 +1,6 @@
 """Where the way of a guest's OpenVPN leads: to its servers, and never by a name to this host."""
 
+import ipaddress
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -98,7 +99,7 @@ async def test_no_name_leads_to_the_host_itself_or_to_metadata(
     found = await places(host).find("vpn.example", 22, "tcp-client")
     assert isinstance(found, NoWay)
     assert found.reason is VpnReason.NAME_REFUSED
-    assert found.said.startswith(f"vpn.example is at {address}: ")
+    assert found.said.startswith(f"vpn.example is at {ipaddress.ip_address(address)}: ")
     assert host.holes == []
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -144,8 +145,12 @@ class VcpuThread:
             vcpu.kick()
 
     def join(self) -> None:
-        """Wait for the thread's end: after `VcpuOwner.vcpu_ended`, a matter of microseconds."""
-        if self._thread.ident is not None:
+        """Wait for the thread's end: after `VcpuOwner.vcpu_ended`, a matter of microseconds.
+
+        Not while the interpreter ends: it has left its daemon threads where they were, none comes
+        to its end any more, and CPython 3.13 would wait for ever.
+        """
+        if self._thread.ident is not None and not sys.is_finalizing():
             self._thread.join()
 
     def cpu_time_ns(self) -> int | None:

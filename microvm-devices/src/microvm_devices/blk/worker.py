@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import sys
 import threading
 from collections.abc import Callable
 
@@ -80,7 +81,8 @@ class Worker:
         """End the thread, which is idle, and with it what it knows of its last job."""
         if self._thread is not None:
             self._jobs.put(None)
-            self._thread.join()
+            if not sys.is_finalizing():  # then no daemon thread comes to its end any more
+                self._thread.join()
             self._thread = None
             self._close_pipe()
 
