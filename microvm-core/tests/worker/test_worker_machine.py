@@ -224,12 +224,11 @@ async def test_streams_outlive_a_pause_and_the_platform_is_told_of_it(rig):
 
 
 async def test_a_pause_that_is_cancelled_when_the_worker_has_done_it_is_undone(rig):
-    async with rig.machine() as machine:
+    async with rig.machine(options={"linger": True}) as machine:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(machine._started().pause)
-            await trio.testing.wait_all_tasks_blocked()
+            await said(machine, "paused True")
             nursery.cancel_scope.cancel()
-        await said(machine, "paused True")
         await said(machine, "paused False")
 
 

@@ -196,6 +196,8 @@ class RigMachine(ScriptedMachine):
     async def pause(self):
         await super().pause()
         self.say(f"paused {self.paused}")
+        if self.plan.config.backend_options.get("linger"):
+            await trio.sleep_forever()  # done, and its caller does not know yet
 
     async def resume(self):
         await super().resume()
@@ -239,7 +241,7 @@ class RigPlatform(ScriptedPlatform):
 
 
 def make_platform(options):
-    if unknown := set(options) - {"script", "fail", "hang", "sockets", "any"}:
+    if unknown := set(options) - {"script", "fail", "hang", "linger", "sockets", "any"}:
         raise ConfigError("No.", problems=[ConfigProblem(min(unknown), "is no option of it.")])
     return RigPlatform(options)
 
