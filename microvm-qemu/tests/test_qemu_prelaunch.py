@@ -19,11 +19,19 @@ PlanOf = Callable[..., MachinePlan]
 async def test_a_start_takes_over_the_process_that_was_launched_for_its_plan(
     platform: QemuPlatform, micro_kernel: MicroKernel, plan_of: PlanOf
 ) -> None:
-    plan = plan_of(micro_kernel("reset", b"hello\r\n"))
+    plan = plan_of(micro_kernel("spin"))
     with platform.prelaunch(plan):
         launched = Census.take().children
-        async with platform.start(plan) as machine:
+        async with platform.start(plan):
             assert Census.take().children == launched
+
+
+async def test_what_was_launched_runs_to_its_end(
+    platform: QemuPlatform, micro_kernel: MicroKernel, plan_of: PlanOf
+) -> None:
+    plan = plan_of(micro_kernel("reset", b"hello\r\n"))
+    with platform.prelaunch(plan):
+        async with platform.start(plan) as machine:
             assert (await machine.wait()).reason is OutcomeReason.RESET
 
 

@@ -77,7 +77,8 @@ def asked(path, raw):
     sock = socket.socket(socket.AF_UNIX)
     sock.settimeout(30)
     sock.connect(str(path))
-    sock.sendall(raw)
+    if raw:  # who says nothing may be hung up on meanwhile
+        sock.sendall(raw)
     return sock
 
 
