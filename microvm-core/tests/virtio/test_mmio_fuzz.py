@@ -15,6 +15,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from microvm._loop_calls import LoopCalls
 from microvm.testing.mmio_bench import MEMORY_BYTES, Bench, UpperDevice, build
 from microvm.virtio.features import RING_EVENT_IDX, RING_FEATURES, RING_INDIRECT_DESC
 from microvm.virtio.mmio import registers, transport
@@ -74,7 +75,7 @@ class AnyGuest(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bench = build(UpperDevice(queues=2))
+        self.bench = build(UpperDevice(queues=2), calls=LoopCalls())
         self.driver = self.bench.driver
         self.range_lock = threading.Lock()
         self.loop = Loop(self.bench)

@@ -6,10 +6,12 @@ silence, and recovery by a reset.
 
 import struct
 import threading
+from functools import partial
 
 import pytest
 import trio
 
+from microvm._loop_calls import LoopCalls
 from microvm.testing.flipping import flipping
 from microvm.testing.mmio_bench import MEMORY_BYTES, Bench, UpperDevice, build, served
 from microvm.testing.mmio_driver import on_cpu
@@ -50,14 +52,29 @@ async def test_what_was_offered_before_the_device_ran_is_served_without_a_doorbe
         assert await answer_to(bench) == b"EARLY"
 
 
-async def test_a_driver_that_was_there_before_the_loop_is_served() -> None:
-    bench = build(UpperDevice())
-    bench.driver.initialize([bench.queues[0].layout])
+async def test_a_driver_that_was_there_before_the_loop_waits_for_it() -> None:
+    """Before, the device's lifespan has not begun: it may not know its configuration space yet."""
+    bench = build(UpperDevice(), calls=LoopCalls())
+    initialize = partial(bench.driver.initialize, [bench.queues[0].layout])
+    vcpu = threading.Thread(target=initialize, daemon=True)
+    vcpu.start()
+    vcpu.join(0.05)
+    assert vcpu.is_alive()
+    assert bench.driver.status == 0
     async with trio.open_nursery() as nursery:
         await nursery.start(bench.transport.serve)
         bench.calls.attach(trio.lowlevel.current_trio_token())
+        await trio.to_thread.run_sync(vcpu.join)
         assert await ask(bench) == b"ABC"
         nursery.cancel_scope.cancel()
+
+
+async def test_a_driver_that_waits_for_a_loop_that_never_comes_is_let_go() -> None:
+    bench = build(UpperDevice(), calls=LoopCalls())
+    vcpu = threading.Thread(target=bench.driver.write, args=(registers.STATUS, 1), daemon=True)
+    vcpu.start()
+    bench.calls.close()
+    await trio.to_thread.run_sync(vcpu.join)
 
 
 async def test_a_reset_returns_when_the_run_has_ended_and_not_before() -> None:
@@ -183,7 +200,7 @@ async def test_a_reset_that_comes_while_the_machine_ends_waits_for_the_run_too()
 async def test_a_driver_that_is_ready_just_as_the_machine_ends_is_not_served() -> None:
     for _ in range(50):
         async with served(UpperDevice()) as bench:
-            bench.driver.initialize([bench.queues[0].layout])
+            await on_cpu(bench.driver.initialize, [bench.queues[0].layout])
         assert not bench.device.running
 
 
@@ -288,7 +305,9 @@ async def test_a_pause_keeps_the_queues_and_what_was_rung_meanwhile() -> None:
 
 async def test_a_resume_without_a_pause_begins_no_second_run() -> None:
     async with served(UpperDevice()) as bench:
-        bench.driver.initialize([bench.queues[0].layout])  # on this thread: its run begins later
+        await on_cpu(bench.driver.negotiate)
+        bench.driver.set_queue(0, bench.queues[0].layout)
+        bench.driver.status = 15  # on this thread: its run begins later
         bench.transport.resume()
         assert await ask(bench) == b"ABC"
     assert bench.device.diary == ["reset", "run", "end", "reset"]

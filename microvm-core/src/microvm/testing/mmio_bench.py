@@ -149,11 +149,22 @@ class Bench(Generic[D]):
     calls: LoopCalls
 
 
-def build(device: D, memory: GuestMemory | None = None) -> Bench[D]:
-    """Everything, without a loop; `memory` has `MEMORY_BYTES` unless the test lays it out."""
+def build(
+    device: D, memory: GuestMemory | None = None, *, calls: LoopCalls | None = None
+) -> Bench[D]:
+    """Everything, without a loop.
+
+    Args:
+        device: The device.
+        memory: As the test lays it out; else `MEMORY_BYTES`.
+        calls: The way to a loop that is still to come; without, there is nobody to wait for.
+    """
     memory = memory or GuestMemory.anonymous(MEMORY_BYTES)
     heap = GuestHeap(4096, MEMORY_BYTES)
-    irq, calls = FakeIrqLine(), LoopCalls()
+    irq = FakeIrqLine()
+    if calls is None:
+        calls = LoopCalls()
+        calls.close()
     sizes = device.queue_max_sizes
     doorbells = tuple(BenchDoorbell() for _ in sizes)
     transport = VirtioMmioTransport(
@@ -174,7 +185,7 @@ def build(device: D, memory: GuestMemory | None = None) -> Bench[D]:
 @asynccontextmanager
 async def served(device: D) -> AsyncIterator[Bench[D]]:
     """Everything, with the transport served."""
-    bench = build(device)
+    bench = build(device, calls=LoopCalls())
     async with trio.open_nursery() as nursery:
         await nursery.start(bench.transport.serve)
         bench.calls.attach(trio.lowlevel.current_trio_token())
