@@ -102,7 +102,7 @@ def send_and_end(sock: socket.socket, data: bytes) -> None:
 
 
 def test_100_connections_at_once(machine: Machine) -> None:
-    """As many as a busy guest's httpd serves, which makes a process for each; with 200 it was seen to
+    """As many as a busy guest's httpd serves, which makes a process for each: of 200 it was seen to
     reset one."""
     with machine.forward(guest_port=8080) as forward:
         assert isinstance(forward.address, TcpAddress)
