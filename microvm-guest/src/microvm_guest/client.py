@@ -3,6 +3,8 @@
 Two tasks serve the stream: one reads and hands each event to whom it concerns, without ever
 waiting for anybody; one sends what the others have queued. When the stream ends, or the agent
 breaks the protocol, everybody who waits is told at once.
+
+Long, since each verb of `Guest` is here with its errors; what each does is in files of its own.
 """
 
 from __future__ import annotations

@@ -144,7 +144,10 @@ class VirtioDevice(ABC):
             ConfigError: there is none, or it is open already.
             GuestGone: the machine has ended.
         """
-        raise ConfigError(f"This device has no stream {name!r}.")
+        raise ConfigError(
+            f"This device has no stream {name!r}.",
+            remedy="What a device has is in its documentation, and depends on its options.",
+        )
 
     async def command(self, what: str, arguments: Mapping[str, Any]) -> Mapping[str, Fact]:
         """Do what only a device of this kind can (set a balloon's target); what came of it.
@@ -157,11 +160,18 @@ class VirtioDevice(ABC):
             ConfigError: the device knows no such command, or not with these arguments.
             GuestError: the guest does not do its part.
         """
-        raise ConfigError(f"This device has no command {what!r}.")
+        raise ConfigError(
+            f"This device has no command {what!r}.",
+            remedy="What a device can do is in its documentation.",
+        )
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
-        """Held open for the machine's whole life, around every `run`: listeners belong here."""
+        """Held open for the machine's whole life, around every `run`: listeners belong here.
+
+        No driver reads the configuration space before it has begun: one that is earlier waits.
+        What comes before is `features` and the queues' sizes.
+        """
         yield
 
     @abstractmethod

@@ -103,13 +103,17 @@ class RunningMachine(ABC):
 
     async def open_device_stream(self, device: str, name: str) -> HalfCloseableStream:
         """As `VirtioDevice.open_stream`, of a device of the plan that lives elsewhere."""
-        raise ConfigError(f"This machine has no device {device!r}.")
+        raise ConfigError(
+            f"This machine has no device {device!r}.", remedy="`microvm stats` names those it has."
+        )
 
     async def device_command(
         self, device: str, what: str, arguments: Mapping[str, Any]
     ) -> Mapping[str, Fact]:
         """As `VirtioDevice.command`, of a device of the plan that lives elsewhere."""
-        raise ConfigError(f"This machine has no device {device!r}.")
+        raise ConfigError(
+            f"This machine has no device {device!r}.", remedy="`microvm stats` names those it has."
+        )
 
     def exit_counts(self) -> Mapping[str, int]:
         """VM exits by kind (`Capability.EXIT_COUNTS`); empty where nobody counts."""

@@ -5,6 +5,8 @@ input and dials our management socket in the guest, which no other than root can
 streams through the agent, so that nothing secret is in a file, on a command line or in a log.
 Whatever it takes long to answer (a person's code, a name to resolve, a route) is done beside the
 reading, so that a flood or a silence of the daemon's holds up nothing.
+
+Long, since the tunnel that a user holds and the run of one daemon below it are read together.
 """
 
 from __future__ import annotations

@@ -235,8 +235,8 @@ class VirtioMmioTransport(BusDevice):
             self._failed = True
         elif value == _NEXT.get(self._state):
             if value == _ACKNOWLEDGED:
-                # A guest may be faster than its host's program. What a device offers, and its
-                # configuration space, are there once its lifespan has begun; then calls are heard.
+                # A guest may be faster than its host's program. A device's configuration space is
+                # there once its lifespan has begun; then calls are heard.
                 self._calls.ask(lambda answered: answered())
             if value == _FEATURES_OK and not self._features_acceptable():
                 return
