@@ -16,7 +16,7 @@ from microvm.errors import BackendError
 from microvm.testing.census import Census
 from microvm_devices.net.device import NetDevice
 from microvm_devices.net.passt import plugin
-from microvm_devices.net.passt.backend import PasstBackend
+from microvm_devices.net.passt.backend import SEND_BUFFER_BYTES, PasstBackend
 from microvm_devices.net.passt.options import PasstOptions
 from microvm_devices.net.testing import MAC, NetDriver, ethernet, running, settings
 
@@ -56,6 +56,10 @@ async def received(driver: NetDriver, ethertype: int) -> bytes:
             frame = (await driver.received())[1]
             if struct.unpack_from(">H", frame, 12) == (ethertype,):
                 return frame
+
+
+def most_to_send() -> int:
+    return int(Path("/proc/sys/net/core/wmem_max").read_text())
 
 
 def children() -> list[int]:
@@ -129,6 +133,25 @@ async def test_a_passt_that_never_was_up_is_told_in_its_own_words() -> None:
         with pytest.raises(BackendError, match=r"(?s)can't be made.*passt ended.*forwarded ports"):
             async with plugin.create({"tcp_ports": [port]}).lifespan(1):
                 await trio.sleep(20)
+
+
+PASST_THAT_SAYS_ITS_ROOM = """#!/usr/bin/env python3
+import socket, sys
+words = sys.argv
+sock = socket.socket(fileno=int(words[words.index("--fd") + 1]))
+sys.exit(f"room for {sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)} bytes")
+"""
+
+
+async def test_passt_may_send_as_much_at_once_as_the_host_lets_it(tmp_path: Path) -> None:
+    """What has no room is lost, and a connection that lost its first bytes stands for 2 s."""
+    program = tmp_path / "passt"
+    program.write_text(PASST_THAT_SAYS_ITS_ROOM)
+    program.chmod(0o755)
+    room = 2 * min(SEND_BUFFER_BYTES, most_to_send())  # socket(7): twice what was asked for
+    with pytest.raises(BackendError, match=f"room for {room} bytes"):
+        async with PasstBackend(PasstOptions(), str(program)).lifespan(1):
+            await trio.sleep(20)
 
 
 async def test_a_program_that_can_not_be_started_is_told(tmp_path: Path) -> None:
