@@ -11,7 +11,7 @@ import trio.testing
 from microvm.errors import ConfigError, GuestError, GuestGone
 from microvm.host_clocks import ClockJump
 from microvm_guest.openvpn import OpenVpnTunnel, StateChanged, VpnReason, VpnState
-from microvm_guest.openvpn.tunnel import GIVEN_UP_AFTER_S, TERM_WITHIN_S
+from microvm_guest.openvpn.daemon_run import GIVEN_UP_AFTER_S, TERM_WITHIN_S
 
 from .scripted_daemon import BROKEN, RESTART, TERM, UP, Rig
 
