@@ -1,4 +1,4 @@
-"""Two CPUs for two halves, programs in C for one of them, and a census of descriptors.
+"""Two CPUs for two halves, programs in C for one of them, a census of descriptors, a front end.
 
 What memory does to the halves is seen only where they run at once.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from .vhost_user_echo import mapped, open_fds
+from .vhost_user_front_end import FrontEnd
 
 
 @pytest.fixture
@@ -51,3 +52,10 @@ def no_fd_or_mapping_is_left() -> Iterator[None]:
     yield
     assert len(open_fds()) == len(before)
     assert mapped() == 0
+
+
+@pytest.fixture
+def vmm() -> FrontEnd:
+    front_end = FrontEnd()
+    front_end.introduce()
+    return front_end
