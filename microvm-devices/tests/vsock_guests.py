@@ -11,9 +11,7 @@ from microvm_devices.vsock.packet import Op
 from microvm_devices.vsock.testing import GuestVsock, Received
 
 GUEST_PORT = 5000
-
 PORT = 1024
-
 PLENTY = 0x7FFF_FFFF
 
 
