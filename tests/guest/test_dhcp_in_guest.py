@@ -16,7 +16,7 @@ from microvm import Machine, MachineConfig, NetConfig
 
 pytestmark = pytest.mark.linux_guest
 
-DISCOVER, OFFER, REQUEST, ACK = 1, 2, 3, 5
+DISCOVER, OFFER, REQUEST, ACK, NAK = 1, 2, 3, 5, 6
 GUEST, SERVER, NAME_SERVER = "10.7.0.2", "10.7.0.1", "10.7.0.53"
 COOKIE = bytes([99, 130, 83, 99])
 BROADCAST = b"\xff" * 6
@@ -51,6 +51,8 @@ class DhcpServer:
     lease_s: int
     heard: list[int] = attrs.Factory(list)
     """Types of the messages that came."""
+    verdict: int | None = ACK
+    """To who asks for the address; None is silence."""
 
     def reply(self, frame: bytes) -> bytes | None:
         """To a frame of the guest's."""
@@ -59,7 +61,8 @@ class DhcpServer:
             return None
         kind = message[242]
         self.heard.append(kind)
-        return answer(OFFER if kind == DISCOVER else ACK, message, self.lease_s)
+        says = OFFER if kind == DISCOVER else self.verdict
+        return None if says is None else answer(says, message, self.lease_s)
 
     async def serve(self, listener: trio.SocketListener) -> None:
         """One machine, in QEMU's framing."""
@@ -124,3 +127,26 @@ async def test_name_servers_are_written_through_a_link_whose_target_nobody_has_m
             while len(server.heard) < before + 3:  # noqa: ASYNC110 - a renewal's time is the guest's
                 await trio.sleep(0.1)
         assert await shell(machine, "cat /etc/resolv.conf") == f"nameserver {NAME_SERVER}"
+
+
+SHOWN = "ip -4 addr show dev eth0; ip route; cat /etc/resolv.conf"
+
+
+@pytest.mark.parametrize("verdict", [None, NAK], ids=["silence", "a refusal"])
+async def test_a_lease_that_has_ended_leaves_nothing_and_the_next_is_asked_for(
+    verdict: int | None, tmp_path: Path
+) -> None:
+    """Its address may be somebody else's by now (RFC 2131, 4.4.5)."""
+    server = DhcpServer(lease_s=2)
+    async with guest_of(server, tmp_path) as machine:
+        assert f"inet {GUEST}/24" in await shell(machine, SHOWN)
+        server.verdict = verdict
+        with trio.fail_after(60):
+            while await shell(machine, SHOWN):
+                pass
+        server.verdict = ACK
+        with trio.fail_after(60):
+            while f"nameserver {NAME_SERVER}" not in (shown := await shell(machine, SHOWN)):
+                pass
+        assert f"inet {GUEST}/24" in shown
+        assert f"default via {SERVER} dev eth0" in shown

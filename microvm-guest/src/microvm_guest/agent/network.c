@@ -43,7 +43,7 @@ struct interface {
     uint32_t xid;
     struct dhcp_lease lease;
     unsigned tries;
-    int64_t pause_ms, next_ms; /* -1: never */
+    int64_t pause_ms, next_ms, expires_ms; /* -1: never */
 };
 
 static int settled = -1; /* reads as ended once every interface has its address */
@@ -125,6 +125,16 @@ static void use_lease(int control, struct interface *it, int position)
     add_route(control, it, 0, 0, lease->router, 100 * position);
 }
 
+/* The address is somebody else's from now on; with it goes every route by the interface. */
+static void drop_lease(int control, struct interface *it)
+{
+    struct ifreq request = {0};
+    memcpy(request.ifr_name, it->name, sizeof request.ifr_name);
+    inet(&request.ifr_addr, 0);
+    if (ioctl(control, SIOCSIFADDR, &request) != 0)
+        system_log("can't take the address from", it->name);
+}
+
 static int open_resolv_conf(void)
 {
     return open(RESOLV_CONF, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
@@ -148,6 +158,7 @@ static void make_way(void)
 
 static void write_resolv_conf(const struct interface *interfaces, int count)
 {
+    static bool written;
     char text[MAX_INTERFACES * DHCP_MAX_DNS * 32], address[INET_ADDRSTRLEN];
     size_t used = 0;
     for (int i = 0; i < count; i++)
@@ -157,8 +168,9 @@ static void write_resolv_conf(const struct interface *interfaces, int count)
             inet_ntop(AF_INET, &interfaces[i].lease.dns[k], address, sizeof address);
             used += (size_t)snprintf(text + used, sizeof text - used, "nameserver %s\n", address);
         }
-    if (used == 0 || !system_option("dns", 1))
+    if ((used == 0 && !written) || !system_option("dns", 1))
         return;
+    written = true;
     int fd = open_resolv_conf();
     if (fd < 0 && errno == ENOENT) {
         make_way();
@@ -185,7 +197,9 @@ static void bound(struct interface *it)
     int64_t half_ms = (int64_t)it->lease.seconds * 500;
     if (half_ms < SHORTEST_HALF_MS)
         half_ms = SHORTEST_HALF_MS;
-    enter(it, BOUND, it->lease.seconds == DHCP_FOREVER ? -1 : now_ms() + half_ms);
+    bool for_ever = it->lease.seconds == DHCP_FOREVER;
+    enter(it, BOUND, for_ever ? -1 : now_ms() + half_ms);
+    it->expires_ms = for_ever ? -1 : now_ms() + 2 * half_ms;
 }
 
 static void send_message(struct interface *it)
@@ -199,9 +213,10 @@ static void send_message(struct interface *it)
     sendto(it->fd, packet, length, 0, (struct sockaddr *)&everybody, sizeof everybody);
 }
 
-/* Its time has come. */
-static void proceed(int control, struct interface *it)
+/* Its time has come. Returns whether it has just lost its lease. */
+static bool proceed(int control, struct interface *it)
 {
+    bool lost = it->phase == RENEWING && now_ms() >= it->expires_ms;
     if (it->phase == ABSENT) {
         if (set_up(control, it) && open_packets(it)) {
             getrandom(&it->xid, sizeof it->xid, 0);
@@ -212,37 +227,44 @@ static void proceed(int control, struct interface *it)
         }
     } else if (it->phase == BOUND) {
         enter(it, RENEWING, 0);
-    } else if (it->phase == REQUESTING && it->tries >= REQUESTS) {
+    } else if (lost || (it->phase == REQUESTING && it->tries >= REQUESTS)) {
         enter(it, SELECTING, 0);
     }
     if (it->phase != ABSENT)
         send_message(it);
     it->tries++;
     it->next_ms = now_ms() + it->pause_ms;
+    if (it->phase == RENEWING && it->next_ms > it->expires_ms)
+        it->next_ms = it->expires_ms;
     if (it->pause_ms < LONGEST_PAUSE_MS)
         it->pause_ms *= 2;
+    return lost;
 }
 
-/* Returns whether it has a lease now that is to be used. */
-static bool receive(struct interface *it)
+enum outcome { NOTHING, GAINED, LOST };
+
+/* What it says of the interface's lease. */
+static enum outcome receive(struct interface *it)
 {
     uint8_t packet[DHCP_PACKET_BYTES];
     struct dhcp_lease lease;
     ssize_t length = recv(it->fd, packet, sizeof packet, 0);
     if (length <= 0)
-        return false;
+        return NOTHING;
     enum dhcp_type type = dhcp_read(packet, (size_t)length, it->xid, it->mac, &lease);
     if (type == DHCP_OFFER && it->phase == SELECTING) {
         it->lease = lease;
         enter(it, REQUESTING, 0);
     } else if (type == DHCP_NAK && (it->phase == REQUESTING || it->phase == RENEWING)) {
+        bool had = it->phase == RENEWING;
         enter(it, SELECTING, now_ms() + FIRST_PAUSE_MS);
+        return had ? LOST : NOTHING;
     } else if (type == DHCP_ACK && (it->phase == REQUESTING || it->phase == RENEWING)) {
         it->lease = lease;
         bound(it);
-        return true;
+        return GAINED;
     }
-    return false;
+    return NOTHING;
 }
 
 /* --- all of them, in a process of their own -------------------------------------------------- */
@@ -258,6 +280,14 @@ static int wait_time(const struct interface *interfaces, int count)
     return first <= now ? 0 : first - now > 1 << 30 ? 1 << 30 : (int)(first - now);
 }
 
+/* Nothing of a lease that has ended stays. */
+static void give_up(int control, const struct interface *interfaces, int count,
+                    struct interface *it)
+{
+    drop_lease(control, it);
+    write_resolv_conf(interfaces, count);
+}
+
 static _Noreturn void keep(struct interface *interfaces, int count, int settling)
 {
     struct pollfd polled[MAX_INTERFACES];
@@ -267,8 +297,8 @@ static _Noreturn void keep(struct interface *interfaces, int count, int settling
         int unbound = 0;
         for (int i = 0; i < count; i++) {
             struct interface *it = &interfaces[i];
-            if (it->next_ms >= 0 && it->next_ms <= now_ms())
-                proceed(control, it);
+            if (it->next_ms >= 0 && it->next_ms <= now_ms() && proceed(control, it))
+                give_up(control, interfaces, count, it);
             polled[i] = (struct pollfd){.fd = it->fd, .events = POLLIN};
             unbound += it->phase < BOUND;
         }
@@ -282,7 +312,10 @@ static _Noreturn void keep(struct interface *interfaces, int count, int settling
         if (poll(polled, (nfds_t)count, wait_ms) <= 0)
             continue;
         for (int i = 0; i < count; i++) {
-            if (polled[i].revents == 0 || !receive(&interfaces[i]))
+            enum outcome outcome = polled[i].revents != 0 ? receive(&interfaces[i]) : NOTHING;
+            if (outcome == LOST)
+                give_up(control, interfaces, count, &interfaces[i]);
+            if (outcome != GAINED)
                 continue;
             use_lease(control, &interfaces[i], i);
             write_resolv_conf(interfaces, count);
