@@ -225,7 +225,7 @@ def test_the_tutorials_entry_points_lead_to_its_plugins(tutorial: Path) -> None:
 
 @pytest.mark.linux_guest
 def test_the_readmes_example_prints_what_the_readme_says() -> None:
-    # The VPN's is tried where there is a server: tests/guest/test_openvpn_in_guest.py.
+    # The VPN's is tried where there is a server: tests/guest/openvpn/test_tunnel_life.py.
     example, _ = blocks(ROOT / "README.md", "python")
     (output,) = blocks(ROOT / "README.md", "")
     done = subprocess.run(
