@@ -99,6 +99,26 @@ async def test_python_clients_fetch_through_a_guest_as_curl_does() -> None:
             await fetch_by_pysocks(proxy.address, "inside.example", 1)
 
 
+async def test_a_connection_under_way_fails_when_its_way_is_gone() -> None:
+    """As when a VPN is found to be down: the kernel itself would go on knocking for two minutes."""
+    network = NetConfig(backend="null", mac="02:00:00:00:00:01")
+    nobody = "10.9.0.5"
+    # Without ARP nobody notices that there is nobody.
+    setup = "ip link set eth0 arp off; ip link set eth0 up; ip addr add 10.9.0.1/24 dev eth0"
+    async with Machine(attrs.evolve(SMALL, nets=(network,))) as machine:
+        await machine.run(["sh", "-c", setup], check=True)
+        async with trio.open_nursery() as nursery:
+
+            async def connect() -> None:
+                with trio.fail_after(30), pytest.raises(GuestError, match="unreachable"):
+                    await machine.connect_through(nobody, 80)
+
+            nursery.start_soon(connect)
+            looked = "until grep -q ' 0500090A:0050 02 ' /proc/net/tcp; do sleep 0.1; done"
+            await machine.run(["sh", "-c", looked], check=True)
+            await machine.run(["ip", "route", "add", "unreachable", nobody], check=True)
+
+
 def lacking(*programs: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(missing(*programs)), reason=f"needs {missing(*programs)}")
 

@@ -27,6 +27,7 @@ UP = (
     ">STATE:2,CONNECTED,SUCCESS,10.8.0.2,192.0.2.1,1194,,",
 )
 BROKEN = ">STATE:3,RECONNECTING,ping-restart,,,,,"
+REFUSED = ">PASSWORD:Verification Failed: 'Auth'"
 TERM = "signal SIGTERM"
 RESTART = "signal SIGUSR1"
 
@@ -46,6 +47,7 @@ class ScriptedLink(OpenVpnLink):
         self.fails: list[GuestError] = []
         """What the next attempts to open or shut it end with."""
         self.hangs = False
+        self.shutting_s = 0.0
 
     async def open_way(self, dns: Sequence[str], *, ipv6: bool) -> None:
         await self._try()
@@ -54,6 +56,7 @@ class ScriptedLink(OpenVpnLink):
 
     async def shut_way(self) -> None:
         await self._try()
+        await trio.sleep(self.shutting_s)
         self.is_open = False
 
     async def _try(self) -> None:

@@ -13,7 +13,7 @@ from microvm.host_clocks import ClockJump
 from microvm_guest.openvpn import OpenVpnTunnel, StateChanged, VpnReason, VpnState
 from microvm_guest.openvpn.daemon_run import GIVEN_UP_AFTER_S, TERM_WITHIN_S
 
-from .scripted_daemon import BROKEN, RESTART, TERM, UP, Rig
+from .scripted_daemon import BROKEN, REFUSED, RESTART, TERM, UP, Rig
 
 
 def in_no_time(test: Callable[..., Awaitable[None]]) -> Any:
@@ -256,6 +256,37 @@ async def test_the_way_is_shut_before_it_is_said_that_the_tunnel_has_ended(asked
         status = await vpn.wait_ended()
         assert not rig.scripted.is_open
     assert status.state is (VpnState.STOPPED if asked else VpnState.FAILED)
+
+
+@pytest.mark.parametrize("line", [REFUSED, BROKEN])
+@in_no_time
+async def test_the_way_is_shut_before_it_is_said_that_the_tunnel_is_down(line: str) -> None:
+    """Whoever hears it and connects is to be refused, not to knock where nobody is any more."""
+    rig = Rig()
+    rig.scripted.shutting_s = 1
+    async with rig.tunnel() as vpn:
+        await rig.connect(vpn)
+        await rig.daemon.say(line)
+        async for event in vpn.events():
+            assert isinstance(event, StateChanged)
+            if event.status.state is not VpnState.CONNECTED:
+                break
+        assert not rig.scripted.is_open
+        rig.daemon.end()
+
+
+@in_no_time
+async def test_a_guest_that_never_shuts_its_way_hides_no_failure() -> None:
+    rig = Rig()
+    async with rig.tunnel() as vpn:
+        await rig.connect(vpn)
+        rig.scripted.hangs = True
+        begin = trio.current_time()
+        await rig.daemon.say(REFUSED)
+        status = await vpn.wait_ended()
+        assert trio.current_time() - begin == pytest.approx(TERM_WITHIN_S)
+        rig.daemon.end()
+    assert status.reason is VpnReason.AUTH_FAILED
 
 
 @in_no_time

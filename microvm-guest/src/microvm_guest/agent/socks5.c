@@ -33,6 +33,7 @@
 #define HANDSHAKE_NS (10 * SECOND_NS)
 #define CONNECT_NS (60 * SECOND_NS) /* all of a name's addresses together */
 #define ATTEMPT_NS (10 * SECOND_NS) /* one of several */
+#define LOOK_NS SECOND_NS           /* whether there still is a way: a VPN's may go meanwhile */
 
 enum client_state { GREETING, REQUEST, RESOLVING, CONNECTING };
 
@@ -41,7 +42,7 @@ struct client {
     struct watch out;
     struct client *older, *newer;
     enum client_state state;
-    uint64_t deadline, next_attempt;
+    uint64_t deadline, next_attempt, next_look;
     struct lookup *lookup;
     unsigned tried;
     int error; /* of the attempts so far */
@@ -134,6 +135,24 @@ static void failed(struct client *client, int error)
     watch_close(&client->out);
 }
 
+/* The kernel goes on knocking where there is no way any more. A datagram socket's connect(2) sends
+ * nothing, and says at once that nothing can be sent. */
+static bool way_is_gone(const struct sockaddr_storage *to, socklen_t length)
+{
+    int fd = socket(to->ss_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    bool gone = fd >= 0 && connect(fd, (const struct sockaddr *)to, length) != 0 &&
+                (errno == ENETUNREACH || errno == EHOSTUNREACH);
+    if (fd >= 0)
+        close(fd);
+    return gone;
+}
+
+static socklen_t address_length(const struct sockaddr_storage *address)
+{
+    return address->ss_family == AF_INET6 ? sizeof(struct sockaddr_in6)
+                                          : sizeof(struct sockaddr_in);
+}
+
 static void out_ready(struct watch *watch, uint32_t events);
 
 static void try_next(struct client *client)
@@ -141,14 +160,15 @@ static void try_next(struct client *client)
     const struct lookup *lookup = client->lookup;
     while (client->tried < lookup->count) {
         const struct sockaddr_storage *to = &lookup->addresses[client->tried++];
-        socklen_t length =
-            to->ss_family == AF_INET6 ? sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in);
         int fd = socket(to->ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
         watch_open(&client->out, fd, out_ready);
         if (fd >= 0 &&
-            (connect(fd, (const struct sockaddr *)to, length) == 0 || errno == EINPROGRESS) &&
+            (connect(fd, (const struct sockaddr *)to, address_length(to)) == 0 ||
+             errno == EINPROGRESS) &&
             watch_for(&client->out, EPOLLOUT)) {
-            client->next_attempt = client->tried < lookup->count ? monotonic_ns() + ATTEMPT_NS : 0;
+            uint64_t now = monotonic_ns();
+            client->next_attempt = client->tried < lookup->count ? now + ATTEMPT_NS : 0;
+            client->next_look = now + LOOK_NS;
             return;
         }
         failed(client, errno);
@@ -324,8 +344,20 @@ static uint64_t first_deadline(void)
             first = it->deadline;
         if (it->state == CONNECTING && it->next_attempt != 0 && it->next_attempt < first)
             first = it->next_attempt;
+        if (it->state == CONNECTING && it->next_look < first)
+            first = it->next_look;
     }
     return first;
+}
+
+static void look(struct client *client, uint64_t now)
+{
+    const struct sockaddr_storage *to = &client->lookup->addresses[client->tried - 1];
+    client->next_look = now + LOOK_NS;
+    if (way_is_gone(to, address_length(to))) {
+        failed(client, EHOSTUNREACH);
+        try_next(client);
+    }
 }
 
 static void expire(void)
@@ -341,7 +373,8 @@ static void expire(void)
         else if (it->state == CONNECTING && it->next_attempt != 0 && now >= it->next_attempt) {
             failed(it, ETIMEDOUT);
             try_next(it);
-        }
+        } else if (it->state == CONNECTING && now >= it->next_look)
+            look(it, now);
     }
 }
 

@@ -61,6 +61,8 @@ BREATH_S: Final = 0.05
 RECEIVE: Final = 32 * 1024
 TAIL_LINES: Final = 20
 MAX_PRINTED: Final = 400
+MAX_UNTOLD: Final = 32
+"""States that wait to be told; of more, the first are left out."""
 
 T = TypeVar("T")
 
@@ -126,6 +128,10 @@ class DaemonRun:
         self._ran = False
         self._way_is_open = False
         """Or may be, in part."""
+        self._to_shut = 0
+        """How often that was said and not done yet."""
+        self._untold: deque[VpnStatus] = deque(maxlen=MAX_UNTOLD)
+        """What the session has become meanwhile."""
         self._under_way: dict[str, trio.CancelScope] = {}
         self._over = trio.Event()
 
@@ -149,6 +155,7 @@ class DaemonRun:
             asked = self._asked_to_end or cancelled
             printed = " ".join(self._printed)[-MAX_PRINTED:]
             self._do(self._session.ended(printed, time.time(), asked=asked))
+            self._tell()
             self._link.on_clock_change = None
             self._watcher.run_is_over()
             self._over.set()
@@ -255,12 +262,16 @@ class DaemonRun:
                 case s.Send(data=data):
                     self._put(data)
                 case s.OpenWay() | s.ShutWay():
+                    self._to_shut += isinstance(step, s.ShutWay)
                     try:
                         self._way_send.send_nowait(step)
                     except trio.WouldBlock:
                         self._scope.cancel()
                 case s.Tell():
-                    self._tell()
+                    # Whoever hears that the tunnel is down finds the way shut.
+                    self._untold.append(self._session.status)
+                    if not self._to_shut:
+                        self._tell()
                 case s.Log(flags=flags, text=text):
                     self._log(flags, text)
                 case s.Wait(seconds=seconds):
@@ -289,11 +300,12 @@ class DaemonRun:
         self._nursery.start_soon(run)
 
     def _tell(self) -> None:
-        status = self._session.status
-        failed = status.state is VpnState.FAILED
-        self._watcher.publish(status, self._session.error() if failed else None)
-        if failed:
-            self._begin(self._bury, TERM_WITHIN_S)
+        while self._untold:
+            status = self._untold.popleft()
+            failed = status.state is VpnState.FAILED
+            self._watcher.publish(status, self._session.error() if failed else None)
+            if failed:
+                self._begin(self._bury, TERM_WITHIN_S)
 
     async def _bury(self, within_s: float) -> None:
         await trio.sleep(within_s)
@@ -334,7 +346,11 @@ class DaemonRun:
         """Open and shut the way, in the order in which it was said."""
         async for step in self._ways:
             if isinstance(step, s.ShutWay):
-                await self._shut_way()
+                with trio.move_on_after(TERM_WITHIN_S):  # a guest that hangs hides nothing
+                    await self._shut_way()
+                self._to_shut -= 1
+                if not self._to_shut:
+                    self._tell()
                 continue
             self._way_is_open = True
             failure = ""
