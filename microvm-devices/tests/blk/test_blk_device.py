@@ -3,6 +3,7 @@
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -198,6 +199,25 @@ async def test_the_configuration_space_describes_the_disk() -> None:
         assert struct.unpack_from("<IBBHI", space, 20) == (512, 3, 0, 8, 0)
         assert struct.unpack_from("<BxH", space, 32) == (1, 3)
         assert struct.unpack_from("<IIIIIB", space, 36) == (1 << 21, 16, 8, 1 << 21, 16, 1)
+
+
+FIELDS_OF = {
+    layout.F_CONFIG_WCE: (32, 33),
+    layout.F_MQ: (34, 36),
+    layout.F_DISCARD: (36, 48),
+    layout.F_WRITE_ZEROES: (48, 57),
+}
+"""Where in the configuration space a feature's fields are (5.2.4)."""
+
+
+@pytest.mark.parametrize("drive", [{}, {"queues": 2}, {"writeback": False}, {"read_only": True}])
+async def test_a_field_of_a_feature_that_is_not_offered_is_zero(drive: dict[str, Any]) -> None:
+    config = DriveConfig(path="/a/disk", **drive)
+    device = device_on(MemoryDisk(), config)
+    async with device.lifespan():
+        space = device.read_config(0, 72)
+    for feature, (first, end) in FIELDS_OF.items():
+        assert any(space[first:end]) == bool(device.features & feature), hex(feature)
 
 
 async def test_reads_of_the_configuration_never_leave_it() -> None:

@@ -12,11 +12,19 @@ _BLOCK_EXP: Final = 3
 _BLOCK_SECTORS: Final = 1 << _BLOCK_EXP
 
 
-def config_space(*, size: int, queues: int) -> bytes:
+def config_space(*, size: int, queues: int, read_only: bool) -> bytes:
     """The space of a disk of `size` bytes; `writeback` is 0 in it, for the device to fill in.
 
-    Fields whose feature is not offered are 0, as QEMU's front end expects too.
+    Fields whose feature `BlkDevice.features` does not offer are 0.
     """
+    written = (
+        limits.MAX_SEGMENT_SECTORS,
+        limits.MAX_SEGMENTS,
+        _BLOCK_SECTORS,  # discard_sector_alignment
+        limits.MAX_SEGMENT_SECTORS,
+        limits.MAX_SEGMENTS,
+        1,  # write_zeroes_may_unmap
+    )
     return CONFIG.pack(
         size // SECTOR_BYTES,
         0,  # size_max: a buffer may be of any size
@@ -28,12 +36,7 @@ def config_space(*, size: int, queues: int) -> bytes:
         _BLOCK_SECTORS,  # min_io_size
         0,  # opt_io_size: no preference
         0,  # writeback
-        queues,
-        limits.MAX_SEGMENT_SECTORS,
-        limits.MAX_SEGMENTS,
-        _BLOCK_SECTORS,  # discard_sector_alignment
-        limits.MAX_SEGMENT_SECTORS,
-        limits.MAX_SEGMENTS,
-        1,  # write_zeroes_may_unmap
+        queues if queues > 1 else 0,
+        *((0,) * len(written) if read_only else written),
         *(0, 0, 0),  # no secure erase
     )

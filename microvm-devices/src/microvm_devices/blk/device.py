@@ -91,7 +91,9 @@ class BlkDevice(VirtioDevice):
         disk = self._open_disk(self._config)
         try:
             self._disk, self._latch = disk, FlushLatch(disk)
-            self._config_space = config_space(size=disk.size, queues=self._config.queues)
+            self._config_space = config_space(
+                size=disk.size, queues=self._config.queues, read_only=self._config.read_only
+            )
             yield
         finally:
             self._disk = self._latch = None
