@@ -8,8 +8,8 @@ import trio.testing
 
 from microvm.config import DriveConfig, RateLimit
 from microvm_devices.blk import layout, limits
-from microvm_devices.blk.layout import S_OK, T_GET_ID, T_IN, T_OUT
-from microvm_devices.blk.testing import GuestBlk, MemoryDisk
+from microvm_devices.blk.layout import S_IOERR, S_OK, S_UNSUPP, T_GET_ID, T_IN, T_OUT
+from microvm_devices.blk.testing import Answer, GuestBlk, MemoryDisk
 
 from .drives import device_on
 
@@ -155,3 +155,30 @@ def test_zeros_count_as_data_and_discards_as_a_block_each(
 
     elapsed = trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.01))
     assert seconds - 0.2 < elapsed < seconds + 0.2
+
+
+@pytest.mark.parametrize(
+    ("ask", "status"),
+    [
+        (lambda guest: guest.ask(T_IN, 1 << 40, room=1 << 20), S_IOERR),
+        (lambda guest: guest.ask(T_OUT, 1 << 40, bytes(1 << 20)), S_IOERR),
+        (lambda guest: guest.ask(99, 0, bytes(1 << 20)), S_UNSUPP),
+    ],
+)
+def test_a_request_that_is_refused_costs_an_operation_and_no_bytes(
+    ask: Callable[[GuestBlk], Awaitable[Answer]], status: int
+) -> None:
+    """Nobody moves them. At 4 KiB a second the next request would wait for minutes."""
+    limit = RateLimit(bytes_per_s=4096, burst_bytes=512, ops_per_s=1, burst_ops=1)
+
+    async def main() -> float:
+        guest = GuestBlk()
+        device = device_on(MemoryDisk(), DriveConfig(path="/a/disk", rate_limit=limit))
+        async with guest.attached(device):
+            start = trio.current_time()
+            assert (await ask(guest)).status == status
+            assert (await guest.read(0, 1)).status == S_OK
+            return trio.current_time() - start
+
+    elapsed = trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.01))
+    assert 0.9 < elapsed < 1.1

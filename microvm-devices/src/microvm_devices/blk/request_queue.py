@@ -122,7 +122,9 @@ class RequestQueue:
                 batch.append(request)
                 room -= request.length + limits.REQUEST_COST
                 if limited:
-                    limiter.take(trio.current_time(), bytes=request.weight)
+                    # What is refused already moves no bytes, whatever size it names.
+                    weight = request.weight if request.status == PENDING else 0
+                    limiter.take(trio.current_time(), bytes=weight)
         except GuestError as error:
             self._broken = error
         return batch, room
