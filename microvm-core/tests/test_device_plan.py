@@ -196,3 +196,62 @@ def test_a_backend_without_devices_of_ours_refuses_a_drive(boot: BootSource) -> 
     with pytest.raises(ConfigError) as caught:
         assemble(config, manager(backend), BootTimeline())
     assert [problem.where for problem in caught.value.problems] == ["drives"]
+
+
+def named_twice(tmp_path: Path, way: str) -> tuple[Path, Path]:
+    """Two names of one disk."""
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(512))
+    other = tmp_path / "other"
+    if way == "symbolic link":
+        other.symlink_to(disk)
+    elif way == "hard link":
+        other.hardlink_to(disk)
+    else:
+        other = disk
+    return disk, other
+
+
+@pytest.mark.parametrize("way", ["one name", "symbolic link", "hard link"])
+@pytest.mark.parametrize(
+    ("read_only", "good"), [((False, False), False), ((True, False), False), ((True, True), True)]
+)
+def test_a_disk_is_given_twice_only_to_be_read(
+    backend: ScriptedBackend,
+    boot: BootSource,
+    tmp_path: Path,
+    way: str,
+    read_only: tuple[bool, bool],
+    good: bool,
+) -> None:
+    one, other = (
+        DriveConfig(path=path, read_only=only)
+        for path, only in zip(named_twice(tmp_path, way), read_only, strict=True)
+    )
+    config = MachineConfig(
+        boot=boot, provisioners=(), drives=(one, DriveConfig(path="/no/such"), other)
+    )
+    if good:
+        assert len(assemble(config, manager(backend), BootTimeline()).plan.devices) == 4
+        return
+    with pytest.raises(ConfigError) as caught:
+        assemble(config, manager(backend), BootTimeline())
+    (problem,) = caught.value.problems
+    assert (problem.where, problem.what) == ("drives[2]", "is the disk of drives[0].")
+    assert problem.remedy is not None
+    assert "read-only" in problem.remedy
+
+
+def test_a_disk_that_a_provisioner_brings_is_not_the_users_own(
+    backend: ScriptedBackend, boot: BootSource
+) -> None:
+    provisioner = ProvisionerFactory(name="disk", summary="for tests", create=BringsADisk)
+    devices = [
+        DeviceFactory(name=name, summary="for tests", virtio_id=4, create=NamedDevice)
+        for name in ("vsock", "blk")
+    ]
+    own = DriveConfig(path="/brought")
+    config = MachineConfig(boot=boot, provisioners=("disk",), drives=(own,))
+    plugins = plugin_manager(backend.factory(), provisioner, *devices)
+    with pytest.raises(ConfigError, match=r"drives\[1\]: is the disk of drives\[0\]"):
+        assemble(config, plugins, BootTimeline())

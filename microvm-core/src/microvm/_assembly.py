@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import attrs
 
 from microvm._needs import need_problems, root_of
+from microvm._same_disk import same_disk_problems
 from microvm.abc import (
     AttachedDevice,
     Capability,
@@ -143,6 +144,7 @@ def assemble(config: MachineConfig, plugins: PluginManager, timeline: BootTimeli
     by_name = _make_provisioners(config, plugins, problems)
     provisioners = tuple(by_name.values())
     config = _with_drives(config, provisioners, problems)
+    problems.add(same_disk_problems(config.drives))
     problems.add(_capability_problems(config, factory))
     platform = problems.attempt("backend_options", lambda: _platform(factory, config, plugins))
     devices = _make_devices(config, factory, plugins, problems)
