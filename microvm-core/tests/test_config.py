@@ -136,6 +136,19 @@ def test_a_drive_that_can_not_be_is_refused(bad: dict[str, object], says: str) -
         DriveConfig(path="disk.img", **bad)  # type: ignore[arg-type]
 
 
+def test_a_capture_is_of_one_card() -> None:
+    def cards(*captures: str | None) -> MachineConfig:
+        return MachineConfig(nets=tuple(NetConfig(capture=path) for path in captures))  # type: ignore[arg-type]
+
+    cards(None, "a.pcap", None, "b.pcap")
+    with pytest.raises(ConfigError) as caught:
+        cards("a.pcap", "b.pcap", "./a.pcap")
+    (problem,) = caught.value.problems
+    assert problem.where == "nets[2].capture"
+    assert problem.what == "is the file of nets[0]."
+    assert problem.remedy == "Give each network a file of its own."
+
+
 def test_only_one_drive_is_the_root() -> None:
     root = DriveConfig(path="a.img", root=True)
     with pytest.raises(ConfigError, match="2 of them are the root file system"):

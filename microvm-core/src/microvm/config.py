@@ -257,7 +257,8 @@ class NetConfig:
     queues: int = 1
     """Pairs of a receive and a transmit queue."""
     capture: Path | None = attrs.field(default=None, converter=_path)
-    """A file that every frame is written to, for Wireshark and its like (pcap)."""
+    """A file that every frame is written to, for Wireshark and its like (pcap). Each network of
+    each machine has its own."""
     rx_rate_limit: RateLimit | None = attrs.field(default=None, converter=as_rate_limit)
     """Of what the guest receives."""
     tx_rate_limit: RateLimit | None = attrs.field(default=None, converter=as_rate_limit)
@@ -439,7 +440,8 @@ class MachineConfig:
         if checks.all_of(self.drives, "drives", DriveConfig):
             roots = sum(drive.root for drive in self.drives)
             checks.require(roots <= 1, "drives", f"{roots} of them are the root file system.")
-        checks.all_of(self.nets, "nets", NetConfig)
+        if checks.all_of(self.nets, "nets", NetConfig):
+            self._check_captures(checks)
         checks.all_of(self.devices, "devices", DeviceConfig)
         if checks.all_of(self.provisioners, "provisioners", str):
             for name in sorted({n for n in self.provisioners if self.provisioners.count(n) > 1}):
@@ -465,6 +467,19 @@ class MachineConfig:
             "Leave it on, or give provisioners=().",
         )
         checks.done()
+
+    def _check_captures(self, checks: _Checks) -> None:
+        """Two cards that write to one file would leave neither's frames whole."""
+        first: dict[Path, int] = {}
+        for index, net in enumerate(self.nets):
+            if net.capture is not None:
+                earlier = first.setdefault(net.capture, index)
+                checks.require(
+                    earlier == index,
+                    f"nets[{index}].capture",
+                    f"is the file of nets[{earlier}].",
+                    "Give each network a file of its own.",
+                )
 
     def device_names(self) -> tuple[str, ...]:
         """The device plugins that the machine takes, each once."""

@@ -10,7 +10,9 @@ import trio
 import trio.testing
 
 from microvm.abc import Offload
+from microvm.config import DriveConfig
 from microvm.errors import ConfigError
+from microvm_devices.blk.raw_disk import open_raw_disk
 from microvm_devices.net.capture import CaptureFile
 from microvm_devices.net.device import NetDevice
 from microvm_devices.net.packet import PLAIN
@@ -168,3 +170,35 @@ async def test_a_file_that_can_not_be_written_is_told_before_anything_starts(
         with pytest.raises(ConfigError, match="capture can't be written"):
             async with device.lifespan():
                 pytest.fail("it was written")
+
+
+async def test_a_capture_is_of_one_card_at_a_time(tmp_path: Path) -> None:
+    """Across machines too: what the first one kept stays, and stays whole."""
+    path = tmp_path / "c"
+    first, second = CaptureFile(path), CaptureFile(path)
+    async with first.open():
+        first.add([b"A" * 60], 0, 60)
+        with pytest.raises(ConfigError, match="in use") as caught:
+            async with second.open():
+                pytest.fail("it was opened twice")
+        assert str(path) in str(caught.value)
+        assert caught.value.remedy is not None
+        assert "a file of its own" in caught.value.remedy
+        first.add([b"C" * 60], 0, 60)
+    assert [frame[:1] for _, frame in frames_in(path)] == [b"A", b"C"]
+    async with second.open():
+        second.add([b"B" * 60], 0, 60)
+    assert [frame[:1] for _, frame in frames_in(path)] == [b"B"]
+
+
+async def test_a_capture_never_empties_a_disk_in_use(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(b"precious" * 64)
+    disk = open_raw_disk(DriveConfig(path=path, read_only=True))
+    try:
+        with pytest.raises(ConfigError, match="in use"):
+            async with CaptureFile(path).open():
+                pytest.fail("it was opened")
+    finally:
+        disk.close()
+    assert path.read_bytes() == b"precious" * 64

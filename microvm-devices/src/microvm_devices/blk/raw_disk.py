@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Final
 from microvm.errors import ImageError
 from microvm_devices.blk._fallocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
 from microvm_devices.blk.disk import Disk
-from microvm_devices.blk.file_lock import lock_image
 from microvm_devices.blk.layout import SECTOR_BYTES
+from microvm_devices.file_lock import lock_file
 
 if TYPE_CHECKING:
     from microvm.config import DriveConfig
@@ -197,7 +197,8 @@ def open_raw_disk(config: DriveConfig) -> RawDisk:
         _require_kind(mode, path)
         size = os.lseek(fd, 0, os.SEEK_END)
         _require_size(size, path)
-        lock_image(fd, path, exclusive=not config.read_only)
+        if not lock_file(fd, path, exclusive=not config.read_only):
+            raise _in_use(path, read_only=config.read_only)
         return RawDisk(fd, size=size, name=str(path))
     except BaseException:
         os.close(fd)
@@ -244,6 +245,15 @@ def _require_size(size: int, path: Path) -> None:
             f"{SECTOR_BYTES}, and a guest would not see the last ones.",
             remedy=f"Add zeros to its end: truncate -s {whole} '{path}'",
         )
+
+
+def _in_use(path: Path, *, read_only: bool) -> ImageError:
+    others = "writes to" if read_only else "uses"
+    return ImageError(
+        f"The disk {path} is in use: another machine or program {others} it.",
+        remedy="Stop the other one, or give this machine a copy. "
+        "Machines that all have it read-only can share it.",
+    )
 
 
 def _unusable(path: Path, error: OSError | ValueError, *, read_only: bool) -> ImageError:

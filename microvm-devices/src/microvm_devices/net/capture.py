@@ -23,6 +23,7 @@ import trio
 
 from microvm.abc import NetLink
 from microvm.errors import ConfigError
+from microvm_devices.file_lock import lock_file
 from microvm_devices.net.packet import HEADER_BYTES
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class CaptureFile:
         """Write while it is held open; afterwards all that was kept is in the file.
 
         Raises:
-            ConfigError: the file can't be written.
+            ConfigError: the file can't be written, or somebody else uses it.
         """
         fd = self._open()
         try:
@@ -106,6 +107,12 @@ class CaptureFile:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise _unusable(self._path, "it is no regular file")
+        if not lock_file(fd, self._path, exclusive=True):
+            os.close(fd)
+            raise ConfigError(
+                f"The capture {self._path} is in use: another network or program uses it.",
+                remedy="Give each network a file of its own.",
+            )
         os.ftruncate(fd, 0)
         return fd
 

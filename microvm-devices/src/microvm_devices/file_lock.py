@@ -1,4 +1,4 @@
-"""Locks on disk images: one writer, or any number of readers.
+"""Locks on files that machines use: one writer, or any number of readers.
 
 Linux: locks of the open file description (fcntl(2), "Open file description locks"). They are held
 by the descriptor, not by the process, so two machines of one process exclude each other too, and
@@ -16,8 +16,6 @@ import struct
 from pathlib import Path
 from typing import Final
 
-from microvm.errors import ImageError
-
 log = logging.getLogger(__name__)
 
 _FLOCK: Final = struct.Struct("@hhqqi0q")
@@ -25,13 +23,13 @@ _FLOCK: Final = struct.Struct("@hhqqi0q")
 _TAKEN: Final = frozenset({errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK})
 
 
-def lock_image(fd: int, path: Path, *, exclusive: bool) -> None:
-    """Lock an open image until its descriptor is closed.
+def lock_file(fd: int, path: Path, *, exclusive: bool) -> bool:
+    """Lock an open file until its descriptor is closed. Never waits.
 
     A file system that knows no locks is told of in the log, and used without.
 
-    Raises:
-        ImageError: somebody else has it.
+    Returns:
+        False: somebody else has it.
     """
     set_lock = getattr(fcntl, "F_OFD_SETLK", None)
     try:
@@ -41,16 +39,11 @@ def lock_image(fd: int, path: Path, *, exclusive: bool) -> None:
             kind = fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK
             fcntl.fcntl(fd, set_lock, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))
     except OSError as error:
-        if error.errno not in _TAKEN:
-            log.warning(
-                "%s can't be locked (%s): see to it yourself that nothing else writes to it",
-                path,
-                error.strerror,
-            )
-            return
-        others = "uses" if exclusive else "writes to"
-        raise ImageError(
-            f"The disk {path} is in use: another machine or program {others} it.",
-            remedy="Stop the other one, or give this machine a copy. "
-            "Machines that all have it read-only can share it.",
-        ) from None
+        if error.errno in _TAKEN:
+            return False
+        log.warning(
+            "%s can't be locked (%s): see to it yourself that nothing else writes to it",
+            path,
+            error.strerror,
+        )
+    return True
