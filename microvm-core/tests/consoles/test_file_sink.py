@@ -29,11 +29,76 @@ async def test_bytes_arrive_as_they_are(served, tmp_path: Path) -> None:
 async def test_the_file_is_its_users_alone_and_emptied(served, tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     old.write_bytes(b"of another day")
+    old.chmod(0o644)
     for path in (old, new):
         async with served(FileSink(path, 1024)) as bench:
             bench.hub.feed(b"now")
         assert path.read_bytes() == b"now"
-    assert new.stat().st_mode & 0o777 == 0o600
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_no_symbolic_link_to_a_file_is_followed(tmp_path: Path) -> None:
+    """In a folder that others write to it may be theirs, and lead to what is ours."""
+    precious, link, dangling = tmp_path / "precious", tmp_path / "link", tmp_path / "dangling"
+    precious.write_bytes(b"precious")
+    precious.chmod(0o644)
+    link.symlink_to(precious)
+    dangling.symlink_to(tmp_path / "nothing")
+    for path in (link, dangling):
+        with pytest.raises(ConfigError, match="it is a symbolic link") as caught:
+            async with FileSink(path, 1024).lifespan():
+                pytest.fail("it was opened")
+        assert caught.value.remedy == "Name the file that it leads to."
+    assert precious.read_bytes() == b"precious"
+    assert precious.stat().st_mode & 0o777 == 0o644
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+async def test_somebody_elses_file_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "console"
+    path.write_bytes(b"theirs")
+    path.chmod(0o666)
+    os.chown(path, 65534, 65534)
+    with pytest.raises(ConfigError, match="it is another user's") as caught:
+        async with FileSink(path, 1024).lifespan():
+            pytest.fail("it was opened")
+    assert caught.value.remedy == "Remove it, or choose another name."
+    assert path.read_bytes() == b"theirs"
+    assert path.stat().st_mode & 0o777 == 0o666
+
+
+@pytest.mark.parametrize("way", ["itself", "a link", "a descriptor's name"])
+async def test_a_pipe_is_written_under_whatever_name_and_keeps_its_mode(
+    served, tmp_path: Path, way: str
+) -> None:
+    """As `/dev/stdout`, `>(tee log)` and `/dev/serial/by-id/...` are links."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    pipe.chmod(0o644)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(pipe, os.O_WRONLY)
+    (tmp_path / "link").symlink_to(pipe)
+    path = {
+        "itself": pipe,
+        "a link": tmp_path / "link",
+        "a descriptor's name": Path(f"/dev/fd/{writer}"),
+    }[way]
+    try:
+        async with served(FileSink(path, 1024)) as bench:
+            bench.hub.feed(b"hello")
+        assert os.read(reader, 100) == b"hello"
+        assert pipe.stat().st_mode & 0o777 == 0o644
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+async def test_dev_null_stays_what_it_is(served) -> None:
+    before = os.stat("/dev/null")
+    async with served(FileSink(Path("/dev/null"), 1024)) as bench:
+        bench.hub.feed(b"hello")
+    assert os.stat("/dev/null").st_mode == before.st_mode
 
 
 async def test_past_its_bound_a_line_says_so_and_the_rest_is_counted(served, tmp_path) -> None:

@@ -72,6 +72,7 @@ async def test_of_a_frame_that_was_cut_off_what_came_is_kept_and_of_an_older_fil
 ) -> None:
     path = tmp_path / "c"
     path.write_bytes(bytes(10_000))
+    path.chmod(0o644)
     inner = ScriptedLink()
     inner.give(bytes(100))
     capture = CaptureFile(path)
@@ -79,6 +80,20 @@ async def test_of_a_frame_that_was_cut_off_what_came_is_kept_and_of_an_older_fil
         (link,) = capture.links([inner], vnet_header=False)
         assert link.receive([memoryview(bytearray(60))]) == 100
     assert [len(frame) for _, frame in frames_in(path)] == [60]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+async def test_somebody_elses_file_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    path.write_bytes(b"theirs")
+    path.chmod(0o666)
+    os.chown(path, 65534, 65534)
+    with pytest.raises(ConfigError, match="it is another user's"):
+        async with CaptureFile(path).open():
+            pytest.fail("it was opened")
+    assert path.read_bytes() == b"theirs"
+    assert path.stat().st_mode & 0o777 == 0o666
 
 
 async def test_times_are_in_nanoseconds(tmp_path: Path) -> None:
@@ -167,7 +182,7 @@ async def test_a_file_that_can_not_be_written_is_told_before_anything_starts(
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "no" / "such", link, tmp_path / "fifo", tmp_path):
         device = NetDevice(ScriptedNet(), settings(capture=path))
-        with pytest.raises(ConfigError, match="capture can't be written"):
+        with pytest.raises(ConfigError, match=r"capture: .* can't be written"):
             async with device.lifespan():
                 pytest.fail("it was written")
 
@@ -194,6 +209,7 @@ async def test_a_capture_is_of_one_card_at_a_time(tmp_path: Path) -> None:
 async def test_a_capture_never_empties_a_disk_in_use(tmp_path: Path) -> None:
     path = tmp_path / "disk"
     path.write_bytes(b"precious" * 64)
+    path.chmod(0o644)
     disk = open_raw_disk(DriveConfig(path=path, read_only=True))
     try:
         with pytest.raises(ConfigError, match="in use"):
@@ -202,3 +218,4 @@ async def test_a_capture_never_empties_a_disk_in_use(tmp_path: Path) -> None:
     finally:
         disk.close()
     assert path.read_bytes() == b"precious" * 64
+    assert path.stat().st_mode & 0o777 == 0o644

@@ -7,7 +7,6 @@ again with the next ones.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import threading
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from microvm.abc.console import ConsoleSink
-from microvm.errors import ConfigError
+from microvm.output_file import begin_output_file, open_output_file
 
 if TYPE_CHECKING:
     from trio.abc import HalfCloseableStream
@@ -27,15 +26,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("microvm")
 
 FULL: Final = b"\n[microvm: this file is full, and what follows is left out]\n"
-_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOCTTY
+_LABEL: Final = "console.path"
 
 
 class FileSink(ConsoleSink):
     """Writes what the guest prints; nothing is typed.
 
     Args:
-        path: Emptied if it is there. It may be a pipe or a terminal; while nobody reads that, bytes
-            are dropped.
+        path: Emptied if it is there, and its user's alone from then on (0600). It may be a pipe or
+            a terminal; while nobody reads that, bytes are dropped.
         max_bytes: The file's bound, the line that tells of it not counted.
     """
 
@@ -56,14 +55,12 @@ class FileSink(ConsoleSink):
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
         """As `ConsoleSink.lifespan`."""
+        fd = open_output_file(self._path, _LABEL, special=True)
         try:
-            # Without O_NONBLOCK, opening a pipe would wait for its reader.
-            fd = os.open(self._path, _FLAGS | os.O_NONBLOCK, 0o600)
-        except OSError as error:
-            raise ConfigError(
-                f"console.path: {self._path} can't be written: {error.strerror}.",
-                remedy=_remedy(error),
-            ) from error
+            begin_output_file(fd, self._path, _LABEL)
+        except BaseException:
+            os.close(fd)
+            raise
         self._file = _File(fd, self._max, os.fspath(self._path))
         try:
             yield
@@ -76,12 +73,6 @@ class FileSink(ConsoleSink):
         async for chunk in console:
             # Abandoned when cancelled: a disk that hangs must not keep the machine.
             await trio.to_thread.run_sync(self._file.write, bytes(chunk), abandon_on_cancel=True)
-
-
-def _remedy(error: OSError) -> str:
-    if error.errno == errno.ENXIO:
-        return "Start what reads from the pipe first."
-    return "Choose a file in a directory that is there and that you can write to."
 
 
 class _File:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import os
-import stat
 import struct
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -23,6 +22,7 @@ import trio
 
 from microvm.abc import NetLink
 from microvm.errors import ConfigError
+from microvm.output_file import begin_output_file, open_output_file
 from microvm_devices.file_lock import lock_file
 from microvm_devices.net.packet import HEADER_BYTES
 
@@ -40,6 +40,8 @@ _SNAP_BYTES: Final = 262144
 """Longer than any frame."""
 _RECORD: Final = struct.Struct("<IIII")
 
+_LABEL: Final = "capture"
+
 BUFFER_BYTES: Final = 4 << 20
 MAX_FILE_BYTES: Final = 1 << 30
 
@@ -48,7 +50,7 @@ class CaptureFile:
     """One file, for all links of a device.
 
     Args:
-        path: Made anew; an old file of that name is overwritten.
+        path: An old file of that name is overwritten, and its user's alone from then on (0600).
         max_file_bytes: Where it ends.
         buffer_bytes: What waits for the disk at most.
         clock_ns: The time of a frame.
@@ -99,21 +101,17 @@ class CaptureFile:
             os.close(fd)
 
     def _open(self) -> int:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = open_output_file(self._path, _LABEL)
         try:
-            fd = os.open(self._path, flags, 0o600)
-        except OSError as error:
-            raise _unusable(self._path, str(error.strerror)) from error
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            if not lock_file(fd, self._path, exclusive=True):
+                raise ConfigError(
+                    f"{_LABEL}: {self._path} is in use: another network or program uses it.",
+                    remedy="Give each network a file of its own.",
+                )
+            begin_output_file(fd, self._path, _LABEL)
+        except BaseException:
             os.close(fd)
-            raise _unusable(self._path, "it is no regular file")
-        if not lock_file(fd, self._path, exclusive=True):
-            os.close(fd)
-            raise ConfigError(
-                f"The capture {self._path} is in use: another network or program uses it.",
-                remedy="Give each network a file of its own.",
-            )
-        os.ftruncate(fd, 0)
+            raise
         return fd
 
     def links(self, links: Sequence[NetLink], *, vnet_header: bool) -> tuple[NetLink, ...]:
@@ -214,10 +212,3 @@ class CapturingLink(NetLink):
     async def wait_writable(self) -> None:
         """As `NetLink.wait_writable`."""
         await self._link.wait_writable()
-
-
-def _unusable(path: Path, why: str) -> ConfigError:
-    return ConfigError(
-        f"The capture can't be written to {path}: {why}.",
-        remedy="Name a file in a folder that you may write to.",
-    )
