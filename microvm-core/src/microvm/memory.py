@@ -175,12 +175,18 @@ class GuestMemory:
         Raises:
             GuestMemoryError: they are not wholly in one region.
         """
-        if length >= 0:
-            for start, end, view in self._spans:
-                if start <= address and address + length <= end:
-                    offset = address - start
-                    return view[offset : offset + length]
-        raise GuestMemoryError(f"The guest has no {length} bytes of memory at {address:#x}.")
+        view = self.whole(address, length) if length >= 0 else None
+        if view is None:
+            raise GuestMemoryError(f"The guest has no {length} bytes of memory at {address:#x}.")
+        return view
+
+    def whole(self, address: int, length: int) -> memoryview | None:
+        """The same, or None if they are not; `length` is not below 0."""
+        stop = address + length
+        for start, end, view in self._spans:
+            if start <= address and stop <= end:
+                return view[address - start : stop - start]
+        return None
 
     def region_at(self, address: int, length: int) -> tuple[int, int, memoryview]:
         """The region where a range begins: its start, its end, its bytes.

@@ -1,7 +1,7 @@
 """Descriptor chains: the walk through the table, the result, and reading and writing it.
 
-A chain is walked once. Each descriptor is unpacked once, into integers of our own, and only those
-are used: the guest may rewrite the table meanwhile, and gains nothing (it would be offering
+A chain is walked once. Each descriptor is unpacked into integers of our own, and only those are
+used: the guest may rewrite the table meanwhile, and gains nothing (it would be offering
 another chain). What the buffers hold stays shared; `ChainReader.read` is the copy to parse.
 
 Rules and where they stand (virtio 1.2): at most as many descriptors as the queue has, no loops,
@@ -32,6 +32,7 @@ DESC_F_INDIRECT: Final = 4
 
 MAX_CHAIN_BYTES: Final = (1 << 32) - 1
 
+_unpack_one = DESCRIPTOR.unpack_from
 _unpack_all = DESCRIPTOR.iter_unpack
 
 
@@ -67,6 +68,14 @@ def walk_chain(
     Raises:
         QueueError: the chain breaks a rule.
     """
+    address, length, flags, _ = _unpack_one(table, head << 4)
+    if length and not flags & (DESC_F_NEXT | DESC_F_INDIRECT):
+        # One buffer, as a network card's are: half the time of a walk.
+        buffer = memory.whole(address, length)
+        if buffer is not None:
+            if flags & DESC_F_WRITE:
+                return DescriptorChain(head, (), (buffer,), 0, length)
+            return DescriptorChain(head, (buffer,), (), length, 0)
     readable: list[memoryview] = []
     writable: list[memoryview] = []
     readable_len = writable_len = 0

@@ -42,6 +42,12 @@ PLAIN: Final = bytes(HEADER_BYTES)
 
 _TSO: Final = {GSO_TCPV4: Offload.TSO4, GSO_TCPV6: Offload.TSO6}
 
+
+def _gso_types(offloads: Offload) -> frozenset[int]:
+    """How frames may be cut. A flag enum's own ``in`` takes as long as all else of a header."""
+    return frozenset(gso_type for gso_type, offload in _TSO.items() if offload in offloads)
+
+
 MAX_PIECES: Final = 256
 """A frame in more pieces is copied together: one system call takes 1024."""
 
@@ -66,10 +72,11 @@ class TransmitRules:
         only_from: The one source address allowed, if that is to be checked.
     """
 
-    __slots__ = ("_from_driver", "_longest", "_only_from")
+    __slots__ = ("_csum", "_cuts", "_longest", "_only_from")
 
     def __init__(self, *, offloads: Offload, mtu: int, only_from: bytes | None = None) -> None:
-        self._from_driver = offloads
+        self._csum = Offload.CSUM in offloads
+        self._cuts = _gso_types(offloads)
         self._longest = ETHERNET_BYTES + VLAN_BYTES + mtu
         self._only_from = only_from
 
@@ -98,8 +105,7 @@ class TransmitRules:
         """
         flags, gso_type, _, gso_size, csum_start, csum_offset, _ = HEADER.unpack_from(head)
         if gso_type != GSO_NONE:
-            wanted = _TSO.get(gso_type)
-            if wanted is None or wanted not in self._from_driver:
+            if gso_type not in self._cuts:
                 return Fault.OFFLOAD
             if not gso_size or not flags & F_NEEDS_CSUM:
                 return Fault.SEGMENTS
@@ -107,7 +113,7 @@ class TransmitRules:
                 return Fault.LONG
         elif length > self._longest:
             return Fault.LONG
-        if Offload.CSUM not in self._from_driver:
+        if not self._csum:
             return Fault.OFFLOAD
         if csum_start < ETHERNET_BYTES or csum_start + csum_offset + 2 > length:
             return Fault.CHECKSUM
@@ -121,11 +127,11 @@ class ReceiveRules:
         offloads: What may be left to the driver.
     """
 
-    __slots__ = ("_csum", "_to_driver")
+    __slots__ = ("_csum", "_cuts")
 
     def __init__(self, offloads: Offload) -> None:
-        self._to_driver = offloads
         self._csum = Offload.CSUM in offloads
+        self._cuts = _gso_types(offloads)
 
     def header(self, header: bytes) -> bytes | None:
         """What the driver gets in place of a link's header, num_buffers aside; None to drop.
@@ -134,10 +140,8 @@ class ReceiveRules:
         is accepted may have had frames waiting from before.
         """
         flags, gso_type = header[0], header[1]
-        if gso_type != GSO_NONE:
-            wanted = _TSO.get(gso_type)
-            if wanted is None or wanted not in self._to_driver:
-                return None
+        if gso_type != GSO_NONE and gso_type not in self._cuts:
+            return None
         if not self._csum:
             if flags & F_NEEDS_CSUM:
                 return None
