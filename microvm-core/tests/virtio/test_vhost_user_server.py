@@ -10,6 +10,7 @@ import trio
 from microvm.abc import ActiveQueue
 from microvm.testing.vhost_user_frontend import VhostUserFrontEnd, front_end
 from microvm.virtio.features import RING_EVENT_IDX, RING_FEATURES, RING_INDIRECT_DESC, VERSION_1
+from microvm.virtio.pause_notice import PauseNotice
 from microvm.virtio.vhost_user import serve_vhost_user
 from microvm.virtio.vhost_user.message import Request, VringFd
 
@@ -74,6 +75,47 @@ async def test_a_pause_keeps_the_rings_and_a_reset_begins_anew() -> None:
         assert await exchange(vmm, 0, b"three") == b"eerht"
     assert device.life == ["reset", "run", "run", "reset", "run", "reset"]
     assert device.runs_ended == 3
+
+
+@pytest.mark.parametrize("start", [0, 0x100, 0xFFFF])
+async def test_a_pause_that_was_announced_is_no_reset_wherever_the_rings_stand(start: int) -> None:
+    """Index 0xFFFF and one request more: all stand at 0, as after a reset."""
+    device, pause = Echo(), PauseNotice()
+    async with front_end(device, queues=1, pause=pause) as vmm:
+        vmm.bases = [start]
+        vmm.queues[0].begin_at(start)
+        await vmm.start()
+        if start:
+            await exchange(vmm, 0, b"one")
+        before = device.life.count("reset")
+        pause.announce()
+        assert await vmm.stop() == [(start + bool(start)) & 0xFFFF]
+        pause.withdraw()
+        await vmm.start()
+        assert await exchange(vmm, 0, b"two") == b"owt"
+        assert device.life.count("reset") == before
+        # And who was not paused, or has gone on, begins anew.
+        await vmm.stop()
+        vmm.reset()
+        await vmm.start()
+        assert await exchange(vmm, 0, b"three") == b"eerht"
+        assert device.life.count("reset") == before + 1
+
+
+async def test_a_reset_at_index_0_without_a_pause_is_a_reset() -> None:
+    device, pause = Echo(), PauseNotice()
+    async with front_end(device, queues=1, pause=pause) as vmm:
+        vmm.bases = [0xFFFF]
+        vmm.queues[0].begin_at(0xFFFF)
+        await vmm.start()
+        await exchange(vmm, 0, b"one")
+        pause.announce()
+        pause.withdraw()  # it failed
+        assert await vmm.stop() == [0]
+        vmm.reset()
+        await vmm.start()
+        await exchange(vmm, 0, b"two")
+    assert device.life == ["run", "reset", "run", "reset"]
 
 
 async def test_new_memory_in_flight_keeps_the_rings() -> None:

@@ -117,6 +117,53 @@ def test_stop_and_start_is_a_resumption_iff_the_bases_go_on(vmm: FrontEnd) -> No
         assert [ring.base for ring in plan.rings] == [base, base]
 
 
+@pytest.mark.parametrize(
+    ("left", "base", "paused", "resumed"),
+    [
+        (0, 0, True, True),  # after 65536 requests, or before the first
+        (0, 0, False, False),
+        (7, 7, True, True),
+        (7, 0, True, False),  # the driver reset the device just before the pause came
+    ],
+)
+def test_after_a_pause_that_was_announced_who_begins_where_it_stood_goes_on(
+    vmm: FrontEnd, left: int, base: int, paused: bool, resumed: bool
+) -> None:
+    vmm.start()
+    vmm.session.take_plan()
+    for index in range(2):
+        vmm.enable(index, False)
+    vmm.session.stopped({0: left, 1: left}, paused=paused)
+    vmm.start(base)
+    plan = vmm.session.take_plan()
+    assert plan is not None
+    assert plan.resumed is resumed
+
+
+def test_a_pause_is_for_one_run_and_the_next_is_judged_by_its_own_end(vmm: FrontEnd) -> None:
+    for paused, resumed in ((True, False), (False, True), (False, False)):
+        vmm.start()
+        plan = vmm.session.take_plan()
+        assert plan is not None
+        assert plan.resumed is resumed
+        for index in range(2):
+            vmm.enable(index, False)
+        vmm.session.stopped({0: 0, 1: 0}, paused=paused)
+
+
+def test_a_run_that_never_stood_anywhere_is_no_reason_to_go_on(vmm: FrontEnd) -> None:
+    """Its rings could not be opened: there is nothing to go on with."""
+    vmm.start()
+    vmm.session.take_plan()
+    for index in range(2):
+        vmm.enable(index, False)
+    vmm.session.stopped({}, paused=True)
+    vmm.start()
+    plan = vmm.session.take_plan()
+    assert plan is not None
+    assert not plan.resumed
+
+
 def test_rings_enabled_all_along_wait_for_their_kicks(vmm: FrontEnd) -> None:
     """A front end that stops with GET_VRING_BASE alone."""
     vmm.start()

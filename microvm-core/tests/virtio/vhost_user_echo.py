@@ -66,7 +66,10 @@ async def exchange(vmm: VhostUserFrontEnd, index: int, data: bytes) -> bytes:
     queue.add([data], [len(data)])
     queue.kick()
     await queue.irq.wait()
-    (used,) = queue.used()
+    while not (answers := queue.used()):
+        # A run that begins may interrupt for what was used before it.
+        await queue.irq.wait()
+    (used,) = answers
     return used.data
 
 

@@ -25,6 +25,7 @@ from microvm.consoles.hub import ConsoleHub
 from microvm.errors import BackendError, GuestGone
 from microvm.metrics import device_counters
 from microvm.virtio.counts import SignalCounts
+from microvm.virtio.pause_notice import PauseNotice
 from microvm_qemu._halted import all_halted
 from microvm_qemu._monitor import Monitor
 from microvm_qemu._outcome import Evidence, decide, refusal
@@ -65,6 +66,8 @@ class QemuMachine(RunningMachine):
     def __init__(self, process: HeldProcess, cables: Cables) -> None:
         self._process = process
         self._cables = cables
+        self.pause_notice = PauseNotice()
+        """What the devices' servers know of pauses: to them one looks like a driver's reset."""
         self._monitor = Monitor(trio.socket.from_stdlib_socket(cables.monitor))
         self._console = trio.socket.from_stdlib_socket(cables.console)
         # Fed and read on one thread: there is no way to go.
@@ -105,10 +108,18 @@ class QemuMachine(RunningMachine):
     async def pause(self) -> None:
         """As `RunningMachine.pause`.
 
+        A QEMU that was asked and not waited for may pause all the same: so a pause that is
+        cancelled stays announced until `resume`.
+
         Raises:
             GuestGone: the machine has ended.
         """
-        await self._monitor.execute("stop")
+        self.pause_notice.announce()
+        try:
+            await self._monitor.execute("stop")
+        except (GuestGone, BackendError):
+            self.pause_notice.withdraw()
+            raise
 
     async def resume(self) -> None:
         """As `RunningMachine.resume`.
@@ -116,6 +127,8 @@ class QemuMachine(RunningMachine):
         Raises:
             GuestGone: the machine has ended.
         """
+        # What went on at the pause has ended by now; what ends from now on, its driver ends.
+        self.pause_notice.withdraw()
         await self._monitor.execute("cont")
 
     def console_tail(self) -> tuple[str, ...]:
@@ -203,7 +216,7 @@ class QemuMachine(RunningMachine):
 
         sock = await self._cables.device(index)
         try:
-            await serve_vhost_user(sock, attached.device, counts)
+            await serve_vhost_user(sock, attached.device, counts, self.pause_notice)
         except BackendError as error:
             self._fail(f"The device {attached.name!r} lost its QEMU: {error.message}")
 

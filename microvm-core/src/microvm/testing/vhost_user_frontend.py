@@ -53,6 +53,7 @@ from microvm.virtio.vhost_user.server import serve_vhost_user
 
 if TYPE_CHECKING:
     from microvm.abc import VirtioDevice
+    from microvm.virtio.pause_notice import PauseNotice
 
 USER_BASE = 0x7F00_0000_0000
 """Where this front end says it has mapped guest address 0."""
@@ -314,9 +315,16 @@ class VhostUserFrontEnd:
 
 @asynccontextmanager
 async def front_end(
-    device: VirtioDevice, *, queues: int, queue_size: int = 16, takes_protocol_features: bool = True
+    device: VirtioDevice,
+    *,
+    queues: int,
+    queue_size: int = 16,
+    takes_protocol_features: bool = True,
+    pause: PauseNotice | None = None,
 ) -> AsyncIterator[VhostUserFrontEnd]:
     """Serve `device` to a front end that has been realized and not started.
+
+    With `pause`, what the test announces there is what the server knows of pauses.
 
     Leaving the block hangs up and waits for the server to end by itself; what the server
     raises comes out of the block, in an exception group.
@@ -330,7 +338,7 @@ async def front_end(
     )
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve_vhost_user, theirs, device)
+            nursery.start_soon(serve_vhost_user, theirs, device, None, pause)
             try:
                 await vmm.realize()
                 yield vmm

@@ -10,6 +10,8 @@ from microvm.errors import QueueError
 from microvm.virtio.queue import QueueLayout
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from microvm.virtio.vhost_user.message import MemoryRegion, VringAddresses
 
 
@@ -84,11 +86,19 @@ class RunPlan:
     features: int
     regions: tuple[MemoryRegion, ...]
     rings: tuple[RingPlan, ...]
+    paused_at: Mapping[int, int] = attrs.field(factory=dict)
+    """Where a run stood, ring by ring, that a pause has ended; empty if none was announced."""
 
     @property
     def resumed(self) -> bool:
-        """Whether the rings go on from an earlier run: a driver that resets begins at 0."""
-        return any(ring.base for ring in self.rings)
+        """Whether the rings go on from an earlier run: a driver that resets begins at 0.
+
+        At 0 stands a ring after each 65536 requests, too. Then it is the pause that tells; but
+        where it stood elsewhere, the driver was faster than the pause.
+        """
+        if any(ring.base for ring in self.rings):
+            return True
+        return all(self.paused_at.get(ring.ring.index) == 0 for ring in self.rings)
 
     def layout(self, ring: RingPlan) -> QueueLayout:
         """Where a ring is in guest memory.

@@ -22,6 +22,7 @@ from microvm.virtio.counts import SignalCounts
 from microvm.virtio.device_run import DeviceRun, RunDoorbell
 from microvm.virtio.fault_log import FaultLog
 from microvm.virtio.features import VERSION_1
+from microvm.virtio.pause_notice import PauseNotice
 from microvm.virtio.queue import VirtQueue
 from microvm.virtio.vhost_user.mapping import MappedMemory
 from microvm.virtio.vhost_user.message import (
@@ -41,7 +42,10 @@ if TYPE_CHECKING:
 
 
 async def serve_vhost_user(
-    sock: socket.socket, device: VirtioDevice, counts: SignalCounts | None = None
+    sock: socket.socket,
+    device: VirtioDevice,
+    counts: SignalCounts | None = None,
+    pause: PauseNotice | None = None,
 ) -> None:
     """Serve `device` to the front end at the other end of `sock`, a Unix stream socket.
 
@@ -56,12 +60,13 @@ async def serve_vhost_user(
         sock: The connection.
         device: The device.
         counts: Where its notifications and interrupts are counted, if that is wanted.
+        pause: Where it is told that the front end pauses, if anybody tells.
 
     Raises:
         BackendError: the front end broke the protocol, or its memory can't be mapped.
     """
     with trio.socket.from_stdlib_socket(sock) as peer:
-        backend = _Backend(peer, device, counts if counts is not None else SignalCounts())
+        backend = _Backend(peer, device, counts or SignalCounts(), pause or PauseNotice())
         try:
             with _unwrapped():
                 async with trio.open_nursery() as nursery:
@@ -78,7 +83,9 @@ async def serve_vhost_user(
 class _Backend:
     """One connection and what it owns: the session's descriptors, and the memory."""
 
-    def __init__(self, peer: SocketType, device: VirtioDevice, counts: SignalCounts) -> None:
+    def __init__(
+        self, peer: SocketType, device: VirtioDevice, counts: SignalCounts, pause: PauseNotice
+    ) -> None:
         self._peer = peer
         self._device = device
         self._session = Session(device)
@@ -86,6 +93,7 @@ class _Backend:
         self._run: _Run | None = None
         self._faults = FaultLog(device)
         self._counts = counts
+        self._pause = pause
 
     async def converse(self, nursery: trio.Nursery) -> None:
         """Serve messages until the front end hangs up."""
@@ -125,7 +133,8 @@ class _Backend:
     async def stop(self) -> None:
         """End the run, if one is under way."""
         if self._run is not None:
-            self._session.stopped(await self._run.stop())
+            bases = await self._run.stop()
+            self._session.stopped(bases, paused=self._pause.announced)
             self._run = None
 
     def _unmap(self) -> None:

@@ -38,8 +38,11 @@ GET_CONFIG. When the driver sets DRIVER_OK: CALL again, SET_FEATURES, SET_MEM_TA
 ADDR, KICK ring by ring; ENABLE ring by ring; and once it runs, CALL with the guest's own
 interrupt. When the driver resets the device: ENABLE 0 and then GET_VRING_BASE ring by ring, CALL.
 The same when the VM is paused; what follows then begins with the bases we gave, while a driver
-that begins anew begins at 0. That is all the difference there is, and whether the device's `reset`
-is called is made of it. (Both at 0 after 65536 requests is a chance of 2^-16 for each ring.)
+that begins anew begins at 0. That is all the difference there is on the wire, and whether the
+device's `reset` is called is made of it. Rings that stand at 0 in a pause, as they do after each
+65536 requests, look like a driver's reset: so whoever pauses the front end announces it
+(`PauseNotice`), and a run that ended meanwhile goes on at 0 too. From a front end of which nobody
+tells, a pause at 0 is a reset.
 
 CONFIG_CHANGE_MSG goes out on the channel of SET_BACKEND_REQ_FD, which is asked for where the device
 has a configuration space. QEMU 7.2 gives one to every device; where the front end has no use for a
@@ -130,15 +133,22 @@ class Session:
         self.regions: tuple[MemoryRegion, ...] = ()
         self._channel: Handle | None = None
         self._run_is_due = True
+        self._paused_at: Mapping[int, int] = {}
 
     def stops(self, message: Message) -> bool:
         """Whether a run must have ended before `receive` may see this message."""
         return _RULES[message.request].stops(self, message.payload)
 
-    def stopped(self, bases: Mapping[int, int]) -> None:
-        """Take down where a run has left its rings: available index by ring index."""
+    def stopped(self, bases: Mapping[int, int], *, paused: bool = False) -> None:
+        """Take down where a run has left its rings.
+
+        Args:
+            bases: Available index by ring index.
+            paused: The front end is being paused: a run that begins there goes on.
+        """
         for index, base in bases.items():
             self.rings[index].base = base
+        self._paused_at = dict(bases) if paused else {}
 
     def receive(self, message: Message) -> Step:
         """Act on a message. If this returns, its descriptors are the session's.
@@ -184,10 +194,12 @@ class Session:
         if not all(ring.complete and (ring.enabled or not self._enables) for ring in rings):
             return None
         self._run_is_due = False
+        paused_at, self._paused_at = self._paused_at, {}
         return RunPlan(
             features=self.features & self.offered & ~F_PROTOCOL_FEATURES,
             regions=self.regions,
             rings=tuple(ring.plan() for ring in rings),
+            paused_at=paused_at,
         )
 
     @property
