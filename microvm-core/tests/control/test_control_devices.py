@@ -12,6 +12,7 @@ import trio.testing
 
 from microvm import BootSource, ConfigError, DeviceConfig, Machine, MachineConfig
 from microvm.abc import Capability, VirtioDevice
+from microvm.control import server as server_module
 from microvm.control.client import ControlClient
 from microvm.control.lines import Refused, request
 from microvm.plugins import DeviceFactory
@@ -33,8 +34,11 @@ class Radio(VirtioDevice):
         self._sockets = sockets
         self.air: Any = None
         self.volume = 5
+        self.waiting = 0
 
     async def open_stream(self, name: str) -> Any:
+        if name == "silence":
+            return await self._never()
         if name != "air":
             return await super().open_stream(name)
         if not self._sockets:
@@ -45,7 +49,16 @@ class Radio(VirtioDevice):
         )
         return near
 
+    async def _never(self) -> Any:
+        self.waiting += 1
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.waiting -= 1
+
     async def command(self, what: str, arguments: Any) -> Any:
+        if what == "silence":
+            return await self._never()
         if what != "volume":
             return await super().command(what, arguments)
         self.volume = arguments.get("to", self.volume)
@@ -133,6 +146,49 @@ async def test_more_is_answered_on_the_same_connection(build) -> None:
         assert await trio.to_thread.run_sync(client) == [{"volume": 11}] * 2 + ["running"]
         await radio.air.aclose()
     assert radio.volume == 11
+
+
+@pytest.mark.parametrize("verb", ["device-command", "device-stream"])
+@pytest.mark.parametrize("behind", [b"", b'{"do": "info"}\n', b"x"], ids=["", "a line", "a byte"])
+async def test_who_leaves_gives_up_what_a_device_was_asked_for(
+    build, tmp_path, monkeypatch, verb: str, behind: bytes
+) -> None:
+    """A balloon may wait for its driver as long as it likes: nobody's place goes with it."""
+    monkeypatch.setattr(server_module, "MAX_CLIENTS", 2)
+    radio = Radio(sockets=True)
+    async with build(radio):
+        for count in (1, 2):
+            client = await trio.open_unix_socket(tmp_path / "microvm" / f"{NAME}.sock")
+            await client.send_all(request(verb, device="radio0", name="silence"))
+            with trio.fail_after(60):
+                while radio.waiting != 1:
+                    await trio.testing.wait_all_tasks_blocked(0.001)
+            await client.send_all(behind)
+            await trio.testing.wait_all_tasks_blocked(0.001)
+            await client.aclose()
+            with trio.move_on_after(5):
+                while radio.waiting:
+                    await trio.testing.wait_all_tasks_blocked(0.001)
+            assert radio.waiting == 0, f"client {count} has left, and its request goes on"
+
+        def state() -> Any:
+            with ControlClient(NAME) as client:
+                return client.ask("info")["state"]
+
+        assert await trio.to_thread.run_sync(state) == "running"
+
+
+async def test_what_was_sent_behind_a_devices_command_is_answered_after_it(build, tmp_path) -> None:
+    asked = request("device-command", device="radio0", name="volume", arguments={"to": 7})
+    got = b""
+    async with build(Radio(sockets=True)):
+        client = await trio.open_unix_socket(tmp_path / "microvm" / f"{NAME}.sock")
+        with trio.fail_after(60):
+            async with client:
+                await client.send_all(asked + request("info") + asked)
+                while got.count(b"\n") < 3:
+                    got += await client.receive_some(1000)
+    assert [b"volume" in line for line in got.splitlines()] == [True, False, True]
 
 
 async def test_what_there_is_not_is_refused_in_the_devices_words(build) -> None:

@@ -289,7 +289,9 @@ async def test_more_clients_than_there_may_be_are_sent_away(machine_of, place, m
     async with machine_of(), await connected(place), await connected(place):
         await trio.testing.wait_all_tasks_blocked()
         async with await connected(place) as third:
-            assert "Too many" in (await answer_line(third))["message"]
+            refused = await answer_line(third)
+            assert "Too many" in refused["message"]
+            assert "End some of them" in refused["remedy"]
             assert await third.receive_some() == b""
 
 
@@ -443,6 +445,22 @@ async def test_who_leaves_without_having_read_an_answer_gives_up_the_copy_too(
             await copies.cancelled.wait()
         assert (await ask("info"))[0]["state"] == "running"
     assert not caplog.records
+
+
+async def test_who_has_asked_for_more_and_leaves_gives_up_the_copy_too(machine_of, place) -> None:
+    copies = Copies()
+    copies.does = trio.sleep_forever
+    async with machine_of() as machine:
+        copies.into(machine)
+        async with await connected(place) as client:
+            await client.send_all(copy_line("copy-in", local="/a", guest="/b"))
+            while not copies.asked:
+                await trio.testing.wait_all_tasks_blocked(0.001)
+            await client.send_all(copy_line("info"))
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        with trio.move_on_after(5):
+            await copies.cancelled.wait()
+        assert copies.cancelled.is_set()
 
 
 async def test_what_a_copy_fails_by_is_told_whosever_fault(machine_of, place) -> None:

@@ -37,6 +37,11 @@ class LineReader:
         """Take the next bytes of the stream."""
         self._pending += data
 
+    @property
+    def is_full(self) -> bool:
+        """Whether there is more of it than one line may be: enough for now."""
+        return len(self._pending) > self._limit
+
     def next(self) -> bytes | None:
         """The next line, or None while it has not come whole.
 

@@ -7,9 +7,10 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
 import trio
@@ -33,9 +34,10 @@ from microvm.worker.relay import descriptor_of
 
 if TYPE_CHECKING:
     from microvm._machine import Machine
-    from microvm.abc import CopyReport
 
 log = logging.getLogger("microvm")
+
+T = TypeVar("T")
 
 MAX_CLIENTS: Final = 128
 BACKLOG: Final = 128
@@ -103,7 +105,10 @@ class ControlServer:
                 if not is_trusted(peer_uid(stream.socket)):
                     return
                 if self._clients > MAX_CLIENTS:
-                    busy = BadRequest("Too many programs talk to this machine.")
+                    busy = BadRequest(
+                        "Too many programs talk to this machine.",
+                        remedy="End some of them, such as microvm console, stats or cp.",
+                    )
                     await stream.send_all(refusal(busy))
                     return
                 await self._converse(stream)
@@ -136,11 +141,10 @@ class ControlServer:
                     device, name, arguments = parse_device(line)
                     self._must_run()
                     if verb == "device-stream":
-                        await self._give_stream(stream, device, name)
+                        await self._give_stream(device, name, stream, lines)
                         continue
-                    said = answer(
-                        dict(await self._machine.device_command(device, name, **arguments))
-                    )
+                    command = partial(self._machine.device_command, device, name, **arguments)
+                    said = answer(dict(await _while_there(stream, lines, command)))
                 else:
                     said = answer(await self._answer(verb))
             except MicrovmError as error:
@@ -173,10 +177,13 @@ class ControlServer:
 
     # --- devices ---------------------------------------------------------------------------
 
-    async def _give_stream(self, client: trio.SocketStream, device: str, name: str) -> None:
+    async def _give_stream(
+        self, device: str, name: str, client: trio.SocketStream, lines: LineReader
+    ) -> None:
         """Hand a device's stream over as a socket: from there on it is between the two of them."""
         assert self._nursery is not None
-        opened = await self._machine.open_device_stream(device, name)
+        opening = partial(self._machine.open_device_stream, device, name)
+        opened = await _while_there(client, lines, opening)
         descriptor = descriptor_of(opened, self._nursery)
         try:
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))
@@ -196,39 +203,18 @@ class ControlServer:
     ) -> dict[str, Any]:
         """Copy between the guest and what our own user may read and write."""
         self._must_run()
-
-        async def give_up_with_the_client(copying: trio.CancelScope) -> None:
-            data = b""
-            with contextlib.suppress(trio.BrokenResourceError):
-                data = bytes(await stream.receive_some(CHUNK_BYTES))
-            lines.feed(data)
-            if not data:
-                copying.cancel()
-
-        report: CopyReport | None = None
-        failure: MicrovmError | OSError | None = None
+        machine = self._machine
+        copy = partial(machine.copy_in, local, guest)
+        if verb == "copy-out":
+            copy = partial(machine.copy_out, guest, local)
         self._answering += 1
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(give_up_with_the_client, nursery.cancel_scope)
-                try:
-                    if verb == "copy-in":
-                        report = await self._machine.copy_in(local, guest)
-                    else:
-                        report = await self._machine.copy_out(guest, local)
-                except (MicrovmError, OSError) as error:
-                    failure = error
-                nursery.cancel_scope.cancel()
+            return attrs.asdict(await _while_there(stream, lines, copy))
+        except OSError as error:
+            raise ConfigError(f"{local} can't be copied: {error.strerror or error}.") from error
         finally:
             self._answering -= 1
             self._idle.set()
-        if isinstance(failure, MicrovmError):
-            raise failure
-        if failure is not None:
-            raise ConfigError(f"{local} can't be copied: {failure.strerror or failure}.")
-        if report is None:
-            raise trio.BrokenResourceError("the client has gone")
-        return attrs.asdict(report)
 
     def _must_run(self) -> None:
         if self._machine.state == "starting":
@@ -262,6 +248,46 @@ class ControlServer:
                     nursery.cancel_scope.cancel()
             except* (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass
+
+
+async def _while_there(
+    client: trio.SocketStream, lines: LineReader, work: Callable[[], Awaitable[T]]
+) -> T:
+    """Do what a client asked for and that may take long; whoever leaves before gives it up.
+
+    What it says meanwhile is kept for its turn: a line's worth. Behind more than that, it is not
+    seen to leave.
+
+    Raises:
+        trio.BrokenResourceError: the client has left.
+        Exception: of the work.
+    """
+    done: list[T] = []
+    failure: Exception | None = None
+
+    async def watch(working: trio.CancelScope) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            while not lines.is_full:
+                data = bytes(await client.receive_some(CHUNK_BYTES))
+                if not data:
+                    break
+                lines.feed(data)
+            else:
+                return
+        working.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch, nursery.cancel_scope)
+        try:
+            done.append(await work())
+        except Exception as error:
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    if not done:
+        raise trio.BrokenResourceError("the client has gone")
+    return done[0]
 
 
 async def _next_line(stream: trio.SocketStream, lines: LineReader) -> bytes | None:
