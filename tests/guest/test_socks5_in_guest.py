@@ -9,8 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import attrs
@@ -340,3 +341,35 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: os.PathLike[str]) 
     assert events[1]["listen"] == door
     assert answer[2:4] == b"\5\5"
     assert not os.path.exists(door)
+
+
+def test_a_program_that_reads_no_further_keeps_its_proxy(tmp_path: os.PathLike[str]) -> None:
+    """It has what it wanted; whatever else is told, the proxy serves, and SIGTERM ends it."""
+    door = f"{os.fspath(tmp_path)}/door"
+    words = ["socks5", "--json", "--net", "null", "--listen", f"unix:{door}"]
+    reader, writer = os.pipe()
+    with subprocess.Popen([sys.executable, "-m", "microvm", *words], stdout=writer) as process:
+        text = b""
+        while b'"ready"' not in text:
+            text += os.read(reader, 65536)
+        os.set_blocking(writer, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writer, b"\n")
+        os.set_blocking(writer, True)
+        for _ in range(4):  # connections are counted once a second
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(30)
+                client.connect(door)
+                client.sendall(connect_request("localhost", 1))
+                answer = b""
+                while len(answer) < 12:
+                    answer += client.recv(99)
+                time.sleep(1.1)
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(timeout=60) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
+            os.close(reader)
+            os.close(writer)

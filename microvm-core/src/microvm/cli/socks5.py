@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from microvm.cli import EXIT_OWN_FAILURE
-from microvm.cli._json_events import say_ready, tell, tell_starting
+from microvm.cli._json_events import EventStream, say_ready
 from microvm.cli._machine_options import add_machine_options, machine_config
 
 if TYPE_CHECKING:
@@ -95,19 +95,20 @@ def run(args: argparse.Namespace) -> int:
     """Serve; returns the process's exit code."""
     from microvm.errors import MicrovmError
 
-    try:
-        return _run(args)
-    except MicrovmError as error:
-        if not args.json:
-            raise
-        tell(
-            "failed",
-            error=error.code,
-            message=error.message,
-            remedy=error.remedy,
-            console=list(error.console),
-        )
-        return EXIT_OWN_FAILURE
+    if not args.json:
+        return _run(args, None)
+    with EventStream(sys.stdout) as events:
+        try:
+            return _run(args, events)
+        except MicrovmError as error:
+            events.tell(
+                "failed",
+                error=error.code,
+                message=error.message,
+                remedy=error.remedy,
+                console=list(error.console),
+            )
+            return EXIT_OWN_FAILURE
 
 
 def _config(args: argparse.Namespace) -> MachineConfig:
@@ -120,7 +121,7 @@ def _config(args: argparse.Namespace) -> MachineConfig:
     return attrs.evolve(config, provisioners=(*config.provisioners, "socks5"))
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace, events: EventStream | None) -> int:
     import trio
 
     from microvm._machine import Machine
@@ -130,17 +131,19 @@ def _run(args: argparse.Namespace) -> int:
     listen = parse_listen(args.listen)
     login = None if args.login_file is None else read_login(args.login_file)
     machine = Machine(_config(args))
-    status = StatusLine(None if args.json else sys.stderr)
+    status = StatusLine(sys.stderr if events is None else None)
 
     async def session() -> MachineOutcome:
         async with ended_by_signals(signal.SIGTERM, signal.SIGHUP), machine:
             status.show(f"microvm: booting on {machine.backend.name}")
-            if args.json:
-                tell_starting(machine)
+            if events is not None:
+                events.tell_starting(machine)
             async with await _open(machine, listen, login) as proxy, trio.open_nursery() as nursery:
                 status.clear()
-                say_ready(machine, proxy, as_json=args.json)
-                nursery.start_soon(_watch, args, proxy, status)
+                say_ready(machine, proxy, events)
+                nursery.start_soon(_watch, proxy, status, events)
+                if events is not None:
+                    nursery.start_soon(events.raise_when_lost)
                 outcome = await machine.wait()
                 nursery.cancel_scope.cancel()
         return outcome
@@ -149,10 +152,10 @@ def _run(args: argparse.Namespace) -> int:
         outcome = trio.run(session)
     finally:
         status.clear()
-    if args.json:
-        tell("ended", reason=outcome.reason.value, detail=outcome.detail)
-    else:
+    if events is None:
         print(f"microvm: the machine has ended. {outcome.detail}", file=sys.stderr)
+    else:
+        events.tell("ended", reason=outcome.reason.value, detail=outcome.detail)
     return EXIT_OWN_FAILURE
 
 
@@ -166,7 +169,7 @@ async def _open(
     return await machine.socks5(host=listen.host, port=listen.port, login=login)
 
 
-async def _watch(args: argparse.Namespace, proxy: Forward, status: Any) -> None:
+async def _watch(proxy: Forward, status: Any, events: EventStream | None) -> None:
     """Tell how many connections there are, when that changes."""
     import trio
 
@@ -176,6 +179,6 @@ async def _watch(args: argparse.Namespace, proxy: Forward, status: Any) -> None:
         if count != told:
             told = count
             status.show(f"microvm: SOCKS5 at {proxy.address}, connections: {count}. Ctrl-C ends it")
-            if args.json:
-                tell("connections", count=count)
+            if events is not None:
+                events.tell("connections", count=count)
         await trio.sleep(LOOK_EVERY_S)

@@ -6,10 +6,13 @@ import argparse
 import shutil
 import signal
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 from microvm.cli import EXIT_OWN_FAILURE
-from microvm.cli._json_events import say_ready, tell, tell_starting
+from microvm.cli._backlog import Weight
+from microvm.cli._json_events import EventStream, say_ready
+from microvm.cli._line_writer import LineWriter
 from microvm.cli._machine_options import add_machine_options, machine_config
 from microvm.cli.socks5 import DEFAULT_LISTEN, parse_listen
 
@@ -87,15 +90,15 @@ def _main(args: argparse.Namespace) -> int:
             "microvm-guest, which brings VPNs, is not installed.",
             remedy="pip install microvm-guest",
         ) from error
-    try:
-        return _run(args)
-    except MicrovmError as error:
-        code = EXIT_VPN_FAILED if isinstance(error, VpnFailed) else EXIT_OWN_FAILURE
-        if args.json:
-            tell("failed", error=error.code, message=str(error), remedy=error.remedy)
-        else:
-            print(f"microvm: {visible_lines(str(error))}", file=sys.stderr)
-        return code
+    with EventStream(sys.stdout) if args.json else nullcontext() as events:
+        try:
+            return _run(args, events)
+        except MicrovmError as error:
+            if events is None:
+                print(f"microvm: {visible_lines(str(error))}", file=sys.stderr)
+            else:
+                events.tell("failed", error=error.code, message=str(error), remedy=error.remedy)
+            return EXIT_VPN_FAILED if isinstance(error, VpnFailed) else EXIT_OWN_FAILURE
 
 
 def _config(args: argparse.Namespace) -> MachineConfig:
@@ -106,7 +109,7 @@ def _config(args: argparse.Namespace) -> MachineConfig:
     return attrs.evolve(config, provisioners=(*config.provisioners, "openvpn"))
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace, events: EventStream | None) -> int:
     import trio
 
     from microvm._machine import Machine
@@ -121,9 +124,10 @@ def _run(args: argparse.Namespace) -> int:
     config = read_config(args.config, files_outside=args.allow_files)
     given = _vpn_credentials.given(config, args.auth_file)
     machine = Machine(_config(args))
-    status = StatusLine(None if args.json else sys.stderr)
-    prompt = None if args.json else prompt_here(status)
-    if not args.json:
+    status = StatusLine(sys.stderr if events is None else None)
+    prompt = prompt_here(status) if events is None else None
+    lines = LineWriter(sys.stderr if events is None else None)
+    if events is None:
         names = ", ".join(line.partition(":")[0] for line in config.left_out)
         if names:
             print(f"microvm: passed over what means nothing here: {names}", file=sys.stderr)
@@ -133,16 +137,17 @@ def _run(args: argparse.Namespace) -> int:
             known = await _vpn_credentials.completed(given, config, prompt)
             outcome = await serve(known)
         status.clear()
-        if args.json:
-            tell("ended", reason=outcome.reason.value, detail=outcome.detail)
+        if events is None:
+            text = f"microvm: the machine has ended. {outcome.detail}"
+            lines.put(text, kind="ended", weight=Weight.ONCE)
         else:
-            print(f"microvm: the machine has ended. {outcome.detail}", file=sys.stderr)
+            events.tell("ended", reason=outcome.reason.value, detail=outcome.detail)
 
     async def serve(known: Credentials) -> MachineOutcome:
         async with machine:
             status.show(f"microvm: booting on {machine.backend.name}")
-            if args.json:
-                tell_starting(machine)
+            if events is not None:
+                events.tell_starting(machine)
             await machine.wait_ready()
             vpn = OpenVpnTunnel(machine, config, known, dns=args.dns)
             where = (
@@ -158,9 +163,13 @@ def _run(args: argparse.Namespace) -> int:
                 trio.open_nursery() as nursery,
             ):
                 status.clear()
-                say_ready(machine, proxy, as_json=args.json)
-                nursery.start_soon(_watch, args, vpn, proxy, status)
-                nursery.start_soon(_tell_events, args, vpn, status)
+                say_ready(machine, proxy, events)
+                if events is None:
+                    nursery.start_soon(_watch, vpn, proxy, status)
+                    nursery.start_soon(_say_states, vpn, status, lines)
+                else:
+                    nursery.start_soon(_tell_states, vpn, events)
+                    nursery.start_soon(events.raise_when_lost)
                 nursery.start_soon(_raise_when_failed, vpn)
                 outcome = await machine.wait()
                 nursery.cancel_scope.cancel()
@@ -169,7 +178,8 @@ def _run(args: argparse.Namespace) -> int:
     from microvm._groups import only_error
 
     try:
-        trio.run(session)
+        with lines:
+            trio.run(session)
     except BaseExceptionGroup as group:
         raise only_error(group) from None
     finally:
@@ -182,19 +192,26 @@ async def _raise_when_failed(vpn: OpenVpnTunnel) -> None:
     await vpn.wait_connected()  # raises what it has failed with
 
 
-async def _tell_events(args: argparse.Namespace, vpn: OpenVpnTunnel, status: Any) -> None:
-    """Every change of the VPN's state: an event, or where there is no status line, a line."""
+async def _tell_states(vpn: OpenVpnTunnel, events: EventStream) -> None:
+    """Every change of the VPN's state, for a program."""
+    from microvm_guest.openvpn import StateChanged
+
+    async for event in vpn.events():
+        if isinstance(event, StateChanged):
+            events.tell("vpn", **_facts(event.status))
+
+
+async def _say_states(vpn: OpenVpnTunnel, status: Any, lines: LineWriter) -> None:
+    """Every change of the VPN's state, as a line where there is no status line."""
     from microvm_guest.openvpn import StateChanged
 
     told = ""
     async for event in vpn.events():
-        if not isinstance(event, StateChanged):
+        if not isinstance(event, StateChanged) or status.live:
             continue
-        if args.json:
-            tell("vpn", **_facts(event.status))
-        elif not status.live and (text := _sentence(event.status)) != told:
+        if (text := _sentence(event.status)) != told:
             told = text
-            print(f"microvm: {text}", file=sys.stderr, flush=True)
+            lines.put(f"microvm: {text}", kind="vpn", weight=Weight.STATE)
 
 
 def _facts(status: VpnStatus) -> dict[str, Any]:
@@ -224,11 +241,11 @@ def _sentence(status: VpnStatus) -> str:
     return visible_lines(f"{text}. {status.detail}" if status.detail else text)
 
 
-async def _watch(args: argparse.Namespace, vpn: OpenVpnTunnel, proxy: Forward, status: Any) -> None:
+async def _watch(vpn: OpenVpnTunnel, proxy: Forward, status: Any) -> None:
     """The live line."""
     import trio
 
-    while not args.json:
+    while True:
         now = vpn.status
         moved = f"{_bytes(now.received_bytes)} in, {_bytes(now.sent_bytes)} out"
         text = (

@@ -7,6 +7,7 @@ shell too. Hence reading when there is something, and writing in threads.
 from __future__ import annotations
 
 import os
+import select
 import termios
 import tty
 from collections.abc import Iterator
@@ -37,13 +38,23 @@ async def write_shared(fd: int, data: bytes | bytearray) -> None:
     Raises:
         OSError: it can't be written.
     """
-    await trio.to_thread.run_sync(_write_all, fd, data, abandon_on_cancel=True)
+    await trio.to_thread.run_sync(write_all, fd, data, abandon_on_cancel=True)
 
 
-def _write_all(fd: int, data: bytes | bytearray) -> None:
+def write_all(fd: int, data: bytes | bytearray) -> None:
+    """Write all of it, and wait for that, whether or not somebody has set O_NONBLOCK.
+
+    Raises:
+        OSError: it can't be written.
+    """
     left = memoryview(data)
     while left:
-        left = left[os.write(fd, left) :]
+        try:
+            left = left[os.write(fd, left) :]
+        except BlockingIOError:
+            ready = select.poll()
+            ready.register(fd, select.POLLOUT)
+            ready.poll()
 
 
 @contextmanager
