@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from microvm import (
     BootSource,
     ConfigError,
+    ConsoleConfig,
     DeviceConfig,
     DriveConfig,
     MachineConfig,
@@ -20,6 +22,7 @@ from microvm.abc import Capability, GuestChannels, NetBackend, Provisioner, Virt
 from microvm.config import ConfigProblem
 from microvm.errors import PluginMissing
 from microvm.plugins import (
+    BackendFactory,
     DeviceFactory,
     NetBackendFactory,
     PluginManager,
@@ -195,7 +198,65 @@ def test_a_backend_without_devices_of_ours_refuses_a_drive(boot: BootSource) -> 
     config = MachineConfig(boot=boot, provisioners=(), vsock=None, drives=(DriveConfig(path="/a"),))
     with pytest.raises(ConfigError) as caught:
         assemble(config, manager(backend), BootTimeline())
-    assert [problem.where for problem in caught.value.problems] == ["drives"]
+    (problem,) = caught.value.problems
+    assert problem.where == "drives"
+    assert problem.remedy == "No backend that is installed can: do without drives."
+
+
+def able(name: str, **more: Any) -> BackendFactory:
+    """Another backend that is installed, and is not the one that was chosen."""
+    more = {"capabilities": frozenset(Capability)} | more
+    return ScriptedBackend(name=name, preference=90, **more).factory()
+
+
+@pytest.mark.parametrize(
+    ("machine", "where", "remedy"),
+    [
+        (
+            {"devices": (DeviceConfig(name="dice"),)},
+            "devices[0]",
+            "Use a backend that can (any, some), or do without 'dice'.",
+        ),
+        (
+            {"console": ConsoleConfig(device="virtio")},
+            "console",
+            "A serial console works with every backend: --console-device serial, "
+            'ConsoleConfig(device="serial").',
+        ),
+    ],
+)
+def test_who_meets_a_device_that_a_backend_can_not_attach_is_told_what_can(
+    backend: ScriptedBackend, boot: BootSource, machine: Any, where: str, remedy: str
+) -> None:
+    devices = [
+        DeviceFactory(name=name, summary="for tests", virtio_id=4, create=NamedDevice)
+        for name in ("console", "dice")
+    ]
+    plugins = plugin_manager(
+        attrs.evolve(backend.factory(), virtio_ids={1}),
+        attrs.evolve(able("any"), virtio_ids=None),
+        attrs.evolve(able("some"), virtio_ids={4}),
+        attrs.evolve(able("none"), virtio_ids={1}),
+        able("never", capabilities=frozenset()),
+        *devices,
+    )
+    config = MachineConfig(boot=boot, provisioners=(), vsock=None, **machine)
+    with pytest.raises(ConfigError) as caught:
+        assemble(config, plugins, BootTimeline())
+    (problem,) = caught.value.problems
+    assert (problem.where, problem.remedy) == (where, remedy)
+
+
+def test_who_meets_a_capability_that_a_backend_has_not_is_told_who_has(boot: BootSource) -> None:
+    backend = ScriptedBackend(capabilities=frozenset({Capability.VIRTIO_DEVICES}))
+    plugins = plugin_manager(
+        backend.factory(), able("any"), able("never", capabilities=frozenset())
+    )
+    config = MachineConfig(boot=boot, provisioners=(), vsock=None)
+    with pytest.raises(ConfigError) as caught:
+        assemble(config, plugins, BootTimeline())
+    (problem,) = caught.value.problems
+    assert problem.remedy == "Use a backend that can (any), or do without boot."
 
 
 def named_twice(tmp_path: Path, way: str) -> tuple[Path, Path]:

@@ -256,6 +256,16 @@ async def test_what_a_backend_can_not_do_is_refused_before_it_is_tried(rig: Rig)
     assert rig.platform.machines == []
 
 
+async def test_who_can_not_pause_a_machine_is_told_so_and_what_to_do(rig: Rig) -> None:
+    from microvm.abc import Capability
+
+    rig.backend.capabilities = rig.backend.capabilities - {Capability.PAUSE}
+    async with rig.machine() as machine:
+        with pytest.raises(ConfigError, match="has no capability 'pause'") as caught:
+            await machine.pause()
+        assert caught.value.remedy == "No backend that is installed can: do without pause."
+
+
 async def test_a_platform_that_fails_to_start_leaves_its_error_bare(rig: Rig) -> None:
     rig.platform.fail_start = BackendError("QEMU said no.")
     with pytest.raises(BackendError, match=r"QEMU said no\."):

@@ -15,6 +15,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
+from microvm._backend_lacks import (
+    attaches,
+    capability_remedy,
+    lacks_capability,
+    not_attachable,
+)
 from microvm._needs import need_problems, root_of
 from microvm._same_disk import same_disk_problems
 from microvm.abc import (
@@ -145,7 +151,7 @@ def assemble(config: MachineConfig, plugins: PluginManager, timeline: BootTimeli
     provisioners = tuple(by_name.values())
     config = _with_drives(config, provisioners, problems)
     problems.add(same_disk_problems(config.drives))
-    problems.add(_capability_problems(config, factory))
+    problems.add(_capability_problems(config, factory, plugins))
     platform = problems.attempt("backend_options", lambda: _platform(factory, config, plugins))
     devices = _make_devices(config, factory, plugins, problems)
     isolated = config.isolation is Isolation.PROCESS
@@ -280,15 +286,16 @@ def _platform(
     return made
 
 
-def _capability_problems(config: MachineConfig, factory: BackendFactory) -> list[ConfigProblem]:
+def _capability_problems(
+    config: MachineConfig, factory: BackendFactory, plugins: PluginManager
+) -> list[ConfigProblem]:
     problems: list[ConfigProblem] = []
 
     def need(capability: Capability, wanted: bool, where: str) -> None:
         if wanted and capability not in factory.capabilities:
+            remedy = capability_remedy(plugins, capability, where)
             problems.append(
-                ConfigProblem(
-                    where, f"backend {factory.name!r} has no capability {capability.value!r}."
-                )
+                ConfigProblem(where, lacks_capability(factory.name, capability), remedy)
             )
 
     need(Capability.OWN_KERNEL, config.boot is not None, "boot")
@@ -387,16 +394,8 @@ def _make_device(
     factory = problems.attempt(where, partial(plugins.load_device, name))
     if factory is None:
         return None
-    if backend.virtio_ids is not None and factory.virtio_id not in backend.virtio_ids:
-        problems.add(
-            [
-                ConfigProblem(
-                    where,
-                    f"backend {backend.name!r} can't attach {factory.name!r} "
-                    f"(virtio device id {factory.virtio_id}).",
-                )
-            ]
-        )
+    if not attaches(backend, factory):
+        problems.add([not_attachable(where, backend, factory, plugins)])
         return None
     device = problems.attempt(where, partial(factory.create, wanted.config.options))
     return None if device is None else AttachedDevice(name=name, device=device)

@@ -37,6 +37,11 @@ class PluginGroup(enum.StrEnum):
         """The entry point group in packaging metadata."""
         return f"microvm.{self.value}s"
 
+    @property
+    def words(self) -> str:
+        """What a person calls it."""
+        return self.value.replace("_", " ")
+
 
 GROUPS = {group.entry_points: group for group in PluginGroup}
 

@@ -358,9 +358,12 @@ class Machine(GuestVerbs, PortVerbs, ConsoleVerbs, DeviceVerbs):
 
     def _need(self, capability: Capability) -> None:
         if not self._can(capability):
-            raise ConfigError(
-                f"Backend {self.backend.name!r} has no capability {capability.value!r}."
-            )
+            from microvm._backend_lacks import capability_remedy, lacks_capability
+
+            assert self._plugins is not None
+            lack = lacks_capability(self.backend.name, capability)
+            remedy = capability_remedy(self._plugins, capability, capability.value)
+            raise ConfigError(lack[0].upper() + lack[1:], remedy=remedy)
 
     async def stop(self) -> MachineOutcome:
         """End the machine, in stages; each has its time, and the next one needs the guest less.

@@ -45,7 +45,7 @@ def missing(group: PluginGroup, name: str, installed: Collection[PluginRecord]) 
     dist = OURS.get((group, name))
     if dist is not None:
         return PluginMissing(
-            f"No {group} {name!r} is installed; {dist} provides it.",
+            f"No {group.words} {name!r} is installed; {dist} provides it.",
             remedy=f"pip install {dist}",
         )
     names = sorted({record.name for record in installed if record.group is group})
@@ -54,10 +54,10 @@ def missing(group: PluginGroup, name: str, installed: Collection[PluginRecord]) 
     near = close_matches(name, known)
     parts = [f"Installed: {', '.join(names) or 'none'}."]
     if others:
-        parts.insert(0, f"{name!r} is the name of a {others[0]}.")
+        parts.insert(0, f"{name!r} is the name of a {others[0].words}.")
     if near:
         parts.insert(0, f"Did you mean {' or '.join(map(repr, near))}?")
-    return PluginMissing(f"No {group} {name!r} is installed.", remedy=" ".join(parts))
+    return PluginMissing(f"No {group.words} {name!r} is installed.", remedy=" ".join(parts))
 
 
 def disabled(record: PluginRecord) -> PluginMissing:
@@ -76,7 +76,7 @@ def conflict(records: Sequence[PluginRecord]) -> PluginConflict:
     if len(dists) == 1:
         remedy = f"Update or uninstall {dists[0]}."
     return PluginConflict(
-        f"The {first.group} {first.name!r} is provided {len(records)} times: by "
+        f"The {first.group.words} {first.name!r} is provided {len(records)} times: by "
         f"{' and by '.join(record.origin for record in records)}.",
         remedy=remedy,
     )

@@ -137,7 +137,7 @@ class PluginManager:
         if plugin.factory is None:
             raise PluginError(
                 f"Plugin {plugin.record.key} of {plugin.record.origin} brings hooks only.",
-                remedy=f"It is active as it is; choose another {group}.",
+                remedy=f"It is active as it is; choose another {group.words}.",
             )
         return plugin.factory
 

@@ -324,6 +324,13 @@ def test_a_missing_strangers_component_is_told_near_names_and_what_there_is():
         manager.load_device("disc")
 
 
+def test_a_kind_of_component_is_told_in_words():
+    with pytest.raises(PluginMissing, match="No net backend 'nope' is installed"):
+        plugin_manager().load_net_backend("nope")
+    with pytest.raises(PluginMissing, match="No net backend 'passt' is installed; microvm-dev"):
+        plugin_manager().load_net_backend("passt")
+
+
 def _twice(*dists):
     records = tuple(
         PluginRecord(group=PluginGroup.DEVICE, name="dice", value="v", dist=dist, version="1")
