@@ -207,6 +207,17 @@ def test_what_can_be_no_server_is_none(host: str) -> None:
     assert said.isprintable() or "\n" in said
 
 
+@pytest.mark.parametrize("port", ["0", "65536", "0655351", "-1", "443x", "\u0664\u0664\u0663", ""])
+def test_a_port_is_a_number_from_1_to_65535(port: str) -> None:
+    said = refused(PLAIN.replace(" 443 ", f' "{port}" '))
+    assert "The port of a 'remote' is no number from 1 to 65535." in said
+
+
+@pytest.mark.parametrize("port", [1, 65535])
+def test_each_such_number_is_a_port(port: int) -> None:
+    assert parse(PLAIN.replace(" 443 ", f" {port} ")).remotes[0].port == port
+
+
 def test_a_configuration_without_a_server_or_without_its_ca_is_none() -> None:
     assert "There is no server" in refused("client\n<ca>\n</ca>\n")
     assert "how to know the server" in refused("client\nremote a\n")

@@ -35,6 +35,7 @@ cuts them in two."""
 MAX_REMOTES: Final = 64
 """OpenVPN's CONNECTION_LIST_SIZE."""
 _OPENING: Final = re.compile(r"<([a-z0-9-]+)>")
+_PORT: Final = re.compile(r"[0-9]{1,5}")
 
 
 @attrs.frozen(kw_only=True)
@@ -371,8 +372,8 @@ class _Reader:
     def _checked_remotes(self) -> tuple[Remote, ...]:
         remotes = []
         for host, port, proto in self._remotes:
-            text = port or self._defaults["port"]
-            if not (text.isascii() and text.isdigit() and 0 < int(text[:6]) < 65536):
+            text = self._defaults["port"] if port is None else port
+            if not (_PORT.fullmatch(text) and 0 < int(text) < 65536):
                 self._problem(1, "The port of a 'remote' is no number from 1 to 65535.")
                 continue
             remotes.append(
