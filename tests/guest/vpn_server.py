@@ -116,6 +116,7 @@ class VpnServer:
         self.digest = digest.hexdigest()
         self._process: subprocess.Popen[bytes] | None = None
         self.certificate = "server"
+        self.keepalive: tuple[str, ...] = ("--keepalive", "1", "4")
         self.extra: tuple[str, ...] = ()
 
     def set_password(self, name: str, password: str) -> None:
@@ -150,7 +151,7 @@ class VpnServer:
             "tcp-server" if self.proto == "tcp" else "udp", "--local", SERVER, "--port", str(PORT),
             "--server", "10.66.0.0", "255.255.255.0", "--topology", "subnet", "--dh", "none",
             "--ca", f"{read}/ca.crt", "--cert", f"{read}/{self.certificate}.crt",
-            "--key", f"{read}/{self.certificate}.key", "--keepalive", "1", "4",
+            "--key", f"{read}/{self.certificate}.key", *self.keepalive,
             "--script-security", "2", "--auth-user-pass-verify", f"{self.folder}/check", "via-file",
             "--push", f"dhcp-option DNS {INSIDE}", "--push", "redirect-gateway def1",
             "--push", "persist-tun", "--duplicate-cn", "--verb", "3", *self.extra,

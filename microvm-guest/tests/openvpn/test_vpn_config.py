@@ -137,6 +137,29 @@ def test_what_means_nothing_here_is_passed_over_and_told() -> None:
     assert not {"user", "persist-tun"} & {one.name for one in config.directives}
 
 
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (["ping 10", "ping-exit 60"], ["ping 10", "ping-restart 60"]),
+        (["ping-exit 30", "ping-exit 0"], ["ping-restart 0"]),
+        (["ping-exit 60", "ping 10", "ping-restart 30"], ["ping 10", "ping-restart 30"]),
+        (["keepalive 10 60", "ping-exit 60"], ["keepalive 10 60"]),
+        (["ping-exit"], []),
+    ],
+)
+def test_a_silent_server_is_a_reason_to_connect_anew_and_none_to_end(
+    lines: list[str], told: list[str]
+) -> None:
+    config = parse(PLAIN + "\n".join((*lines, "")))
+    kept = [line for line in lines_of(config) if line.startswith(("ping", "keepalive"))]
+    assert kept == told
+    assert "ping-exit: microvm decides how to try again" in config.left_out
+
+
+def test_a_server_can_not_have_it_end_when_it_is_silent_either() -> None:
+    assert 'pull-filter ignore "ping-exit"' in lines_of(parse(PLAIN))
+
+
 def test_files_are_read_here_and_travel_inline(tmp_path: Path) -> None:
     pkcs12, key = bytes(range(256)), "-----BEGIN OpenVPN Static key V1-----\nabc\n"
     (tmp_path / "sub").mkdir()
@@ -233,7 +256,7 @@ def test_the_daemon_is_told_our_own_lines_first() -> None:
     assert "explicit-exit-notify 1" in lines, "or a server by UDP never learns that we left"
     assert "persist-tun" not in lines
     own = lines_of(parse(PLAIN + "explicit-exit-notify 3\n"))
-    assert [line for line in own if "exit" in line] == ["explicit-exit-notify 3"]
+    assert [line for line in own if "exit-notify" in line] == ["explicit-exit-notify 3"]
 
 
 @given(

@@ -220,6 +220,25 @@ def test_how_it_ends_is_named() -> None:
     assert one.status.reason is R.SERVER_ENDED
 
 
+@pytest.mark.parametrize(
+    ("word", "reason", "words"),
+    [
+        ("inactive", R.IDLE, "not used"),
+        ("session-timeout", R.SERVER_ENDED, "has lasted as long as the server allows"),
+        ("ping-exit", R.SERVER_UNREACHABLE, "does not answer"),
+    ],
+)
+def test_a_daemon_that_ends_by_itself_has_not_died(
+    word: str, reason: VpnReason, words: str
+) -> None:
+    one = connected()
+    feed(one, m.LogText(flags="I", text=f"Timeout (--{word}), exiting"), state("EXITING", word))
+    one.ended("", 3.0, asked=False)
+    assert (one.status.state, one.status.reason) == (S.FAILED, reason)
+    assert words in one.status.detail
+    assert "memory" not in (one.error().remedy or "")
+
+
 @pytest.mark.parametrize("ended", sorted(ENDED))
 def test_what_has_ended_stays_so(ended: VpnState) -> None:
     one = connected()

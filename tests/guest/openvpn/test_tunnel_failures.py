@@ -3,7 +3,7 @@
 import attrs
 import pytest
 import trio
-from tests.guest.openvpn.tunnels import ME, config_file, failure, needs_a_server, tunnel
+from tests.guest.openvpn.tunnels import ME, config_file, failure, needs_a_server, tunnel, until
 from tests.guest.vpn_server import INSIDE, WEB_PORT, VpnServer
 
 from microvm import GuestError, Machine
@@ -118,3 +118,58 @@ async def test_a_directive_that_openvpn_does_not_take_is_a_bad_configuration(
         error = await failure(vpn)
     assert error.reason is VpnReason.BAD_CONFIG
     assert "tls-version-min" in error.message
+
+
+# --- what would end a tunnel that nobody has ended -------------------------------------------
+
+
+async def test_a_server_that_wants_it_ended_by_its_silence_is_connected_to_anew(
+    udp: VpnServer,
+) -> None:
+    """A pushed `ping-exit` is left out; OpenVPN's own two minutes stay."""
+    udp.stop()
+    udp.keepalive = ("--ping", "1", "--push", "ping 1", "--push", "ping-exit 3")
+    udp.start()
+    async with tunnel(udp) as (_, vpn):
+        with trio.fail_after(60):
+            await vpn.wait_connected()
+        udp.kill()
+        with trio.move_on_after(10):
+            await vpn.wait_ended()
+        assert vpn.status.state is VpnState.CONNECTED, "it has not found out yet"
+
+
+@pytest.mark.slow
+async def test_a_configuration_that_wants_it_ended_by_silence_connects_anew(
+    udp: VpnServer,
+) -> None:
+    udp.stop()
+    udp.keepalive = ("--ping", "1", "--push", "ping 1")
+    udp.start()
+    async with tunnel(udp, "ping-exit 4") as (_, vpn):
+        with trio.fail_after(60):
+            await vpn.wait_connected()
+        udp.kill()
+        await until(vpn, VpnState.RECONNECTING, VpnState.FAILED)
+        assert vpn.status.reason is VpnReason.SERVER_UNREACHABLE
+        udp.start()
+        await until(vpn, VpnState.CONNECTED, VpnState.FAILED)
+        assert vpn.status.connects == 2
+
+
+@pytest.mark.parametrize(
+    ("pushed", "reason"),
+    [("inactive 3 100000", VpnReason.IDLE), ("session-timeout 3", VpnReason.SERVER_ENDED)],
+)
+async def test_what_the_server_ends_has_its_name(
+    udp: VpnServer, pushed: str, reason: VpnReason
+) -> None:
+    udp.stop()
+    udp.extra = ("--push", pushed)
+    udp.start()
+    async with tunnel(udp) as (_, vpn):
+        with trio.fail_after(60):
+            await vpn.wait_connected()
+        with trio.fail_after(30):
+            status = await vpn.wait_ended()
+        assert (status.state, status.reason) == (VpnState.FAILED, reason)

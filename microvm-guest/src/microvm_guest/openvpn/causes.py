@@ -40,8 +40,11 @@ _RESTARTS: Final = {
     "server_poll": _R.SERVER_UNREACHABLE,
     "init_instance": _R.SERVER_UNREACHABLE,
     "connection-reset": _R.SERVER_UNREACHABLE,
+    "network-unreachable": _R.SERVER_UNREACHABLE,
+    "socks-error": _R.SERVER_UNREACHABLE,
     "ping-restart": _R.SERVER_UNREACHABLE,
-    "inactive": _R.SERVER_UNREACHABLE,
+    "ping-exit": _R.SERVER_UNREACHABLE,
+    "inactive": _R.IDLE,
     "tls-error": _R.TLS_FAILED,
     "tls_error": _R.TLS_FAILED,
     "auth-failure": _R.AUTH_FAILED,
@@ -49,8 +52,11 @@ _RESTARTS: Final = {
     "server-pushed-connection-reset": _R.SERVER_ENDED,
     "server-pushed-halt": _R.SERVER_ENDED,
     "remote-exit": _R.SERVER_ENDED,
+    "session-timeout": _R.SERVER_ENDED,
 }
 """What stands behind RECONNECTING and EXITING in a state line (OpenVPN's signal_text)."""
+
+_MORE: Final = {"session-timeout": "It has lasted as long as the server allows."}
 
 REMEDIES: Final = {
     _R.AUTH_FAILED: "Check the user name and the password; the server refused them.",
@@ -73,6 +79,8 @@ REMEDIES: Final = {
     _R.BAD_CONFIG: "Correct the configuration.",
     _R.TUN_MISSING: "The guest's kernel needs CONFIG_TUN, and /dev/net/tun.",
     _R.SERVER_ENDED: "The server has ended the session; connect again.",
+    _R.IDLE: "Connect again when you need it. After how long it ends is said by 'inactive' in the "
+    "configuration, or by the server.",
     _R.DAEMON_DIED: "Connect again; if it dies again, give the machine more memory.",
     _R.PROTOCOL: "The guest's OpenVPN is not one that this microvm knows.",
 }
@@ -93,6 +101,7 @@ SENTENCES: Final = {
     _R.BAD_CONFIG: "OpenVPN does not accept the configuration.",
     _R.TUN_MISSING: "The guest can't make a tunnel interface.",
     _R.SERVER_ENDED: "The VPN server has ended the session.",
+    _R.IDLE: "The VPN was not used for so long that it has ended.",
     _R.DAEMON_DIED: "OpenVPN has died in the guest.",
     _R.PROTOCOL: "OpenVPN in the guest said what it should not.",
 }
@@ -106,6 +115,11 @@ def cause_in(text: str) -> VpnReason | None:
 def cause_of_restart(detail: str) -> VpnReason | None:
     """What the word behind RECONNECTING or EXITING means."""
     return _RESTARTS.get(detail.partition(" ")[0])
+
+
+def more_of_restart(detail: str) -> str:
+    """The same word, for a person, where there is more to say than its cause."""
+    return _MORE.get(detail, "")
 
 
 _RANK: Final = {reason: rank for rank, (_, reason) in enumerate(reversed(_SIGNS))}

@@ -140,6 +140,7 @@ class _Reader:
         self._defaults = {"port": "1194", "proto": "udp"}
         self._wants_password = False
         self._credentials: Credentials | None = None
+        self._ping_exit: _Found | None = None
 
     def read(self, text: str) -> OpenVpnConfig:
         if len(text) > MAX_CONFIG:
@@ -150,6 +151,7 @@ class _Reader:
             for found in self._lines(text, 1):
                 self._take(found)
         remotes = self._checked_remotes()
+        self._restart_in_place_of_exit()
         names = {one.name for one in self._kept}
         if not remotes and not self._problems:
             self._problem(1, "There is no server in it: a line 'remote HOST PORT' is missing.")
@@ -242,6 +244,8 @@ class _Reader:
             self._device(found)
         elif name in directives.LEFT_OUT:
             self._left_out.append(f"{name}: {directives.LEFT_OUT[name]}")
+            if name == "ping-exit" and len(found.words) > 1:
+                self._ping_exit = found
         elif name == "connection":
             self._connection(found)
         elif name == "auth-user-pass":
@@ -252,6 +256,12 @@ class _Reader:
             self._file(found)
         else:
             self._plain(found, within)
+
+    def _restart_in_place_of_exit(self) -> None:
+        """When a server counts as silent is the user's word; that it then ends is not."""
+        names = {one.name for one in self._kept}
+        if self._ping_exit is not None and not names & {"ping-restart", "keepalive"}:
+            self._keep(self._ping_exit.line, "ping-restart", self._ping_exit.words[1])
 
     def _device(self, found: _Found) -> None:
         kind = found.words[1] if len(found.words) > 1 else ""

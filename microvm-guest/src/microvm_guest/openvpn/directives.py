@@ -15,7 +15,7 @@ PASSED: Final = frozenset(
         # who to connect to, and how
         "client", "tls-client", "pull", "remote", "port", "rport", "proto", "float",
         "remote-random", "explicit-exit-notify", "connect-retry", "connect-timeout",
-        "server-poll-timeout", "keepalive", "ping", "ping-restart", "ping-exit", "ping-timer-rem",
+        "server-poll-timeout", "keepalive", "ping", "ping-restart", "ping-timer-rem",
         "hand-window", "tran-window", "tls-timeout", "reneg-sec", "reneg-bytes", "reneg-pkts",
         "proto-force", "push-peer-info", "setenv-safe", "compat-mode",
         # how it is secured
@@ -62,7 +62,8 @@ LEFT_OUT: Final[Mapping[str, str]] = {
         "an interface that outlives its connection would hold up what it can't carry",
     ),
     **dict.fromkeys(
-        ("resolv-retry", "connect-retry-max", "auth-retry"), "microvm decides how to try again"
+        ("resolv-retry", "connect-retry-max", "auth-retry", "ping-exit"),
+        "microvm decides how to try again",
     ),
     **dict.fromkeys(
         ("verb", "mute", "suppress-timestamps", "machine-readable-output"),

@@ -38,6 +38,7 @@ _OWN: Final = (
     'pull-filter ignore "verb"',
     'pull-filter ignore "mute"',
     'pull-filter ignore "route-delay"',
+    'pull-filter ignore "ping-exit"',  # a server that falls silent is connected to anew
     # Debian's 2.6 has no such option; 2.7 would run a script of its own.
     "ignore-unknown-option dns-updown",
     "dns-updown disable",

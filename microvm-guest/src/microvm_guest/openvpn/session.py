@@ -21,6 +21,7 @@ from microvm_guest.openvpn.causes import (
     SENTENCES,
     cause_in,
     cause_of_restart,
+    more_of_restart,
     more_telling,
 )
 from microvm_guest.openvpn.credentials import Challenge, Credentials
@@ -188,6 +189,7 @@ class Session:
             excused, self._excused = self._excused, False
             if not excused:
                 self._cause = more_telling(self._cause, cause_of_restart(line.detail))
+                self._said = more_of_restart(line.detail) or self._said
         down = line.name in ("RECONNECTING", "EXITING") or state is VpnState.RECONNECTING
         if down and line.name != "CONNECTED" and (self._up or was is VpnState.CONNECTED):
             self._up = False

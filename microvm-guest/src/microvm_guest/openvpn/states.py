@@ -46,6 +46,8 @@ class VpnReason(StrEnum):
     BAD_CONFIG = "bad_config"
     TUN_MISSING = "tun_missing"
     SERVER_ENDED = "server_ended"
+    IDLE = "idle"
+    """It was not used for so long that the daemon was told to end it."""
     DAEMON_DIED = "daemon_died"
     PROTOCOL = "protocol"
 
