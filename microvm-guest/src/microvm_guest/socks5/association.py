@@ -2,7 +2,8 @@
 
 Datagrams come and go over a stream to the agent, each behind its length and in its SOCKS5 header.
 Each destination is judged when it is first sent to; answers are taken from those that were sent
-to, and from nobody else. Whatever can't be sent is dropped, as datagrams are.
+to, and from nobody else. A name is looked up beside the others' datagrams, and its own wait for
+that. Whatever can't be sent is dropped, as datagrams are.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from microvm_guest.protocol.forwards import DATAGRAM
-from microvm_guest.socks5.connector import OutboundRefused, Place, find_places
-from microvm_guest.socks5.wire import Destination, decode_datagram, encode_datagram
+from microvm_guest.socks5.connector import OutboundRefused, Place, find_places, is_numeric
+from microvm_guest.socks5.wire import Destination, Reply, decode_datagram, encode_datagram
 
 if TYPE_CHECKING:
     from trio.abc import HalfCloseableStream
@@ -26,6 +27,10 @@ log = logging.getLogger("microvm.outbound")
 
 MAX_DESTINATIONS: Final = 256
 """Of one association; one more, and the first is forgotten."""
+MAX_PENDING: Final = 8
+"""Names of one association that are looked up at once; what is for one more is dropped."""
+MAX_HELD: Final = 32
+"""Datagrams of one association that wait for a lookup."""
 MAX_DATAGRAM: Final = 65535
 _CHUNK: Final = 128 * 1024
 
@@ -49,8 +54,13 @@ class Association:
         self._policy = policy
         self._datagrams = datagrams
         self._places: dict[Destination, Place | None] = {}
+        """None for one that may not be reached. One that was not found is not here."""
+        self._held: dict[Destination, list[bytes]] = {}
+        self._told: dict[Destination, None] = {}
+        """Whose refusal is in the log."""
         self._peers: dict[tuple[str | int, ...], None] = {}
         self._sockets: dict[socket.AddressFamily, trio.socket.SocketType] = {}
+        self._answering = trio.Lock()
 
     async def run(self, control: HalfCloseableStream) -> None:
         """Carry datagrams for as long as the connection lasts that asked for them."""
@@ -85,23 +95,49 @@ class Association:
         if decoded is None:
             return
         destination, data = decoded
+        if destination in self._held:
+            if sum(map(len, self._held.values())) < MAX_HELD:
+                self._held[destination].append(data)
+        elif destination in self._places or is_numeric(destination.host):
+            await self._send_to(await self._place(destination), data, nursery)
+        elif len(self._held) < MAX_PENDING:
+            self._held[destination] = [data]
+            nursery.start_soon(self._send_held, destination, nursery)
+
+    async def _send_held(self, destination: Destination, nursery: trio.Nursery) -> None:
+        """Look a name up, and send what has come for it meanwhile."""
         place = await self._place(destination)
+        held = self._held[destination]
+        while held:
+            await self._send_to(place, held.pop(0), nursery)
+        del self._held[destination]
+
+    async def _send_to(self, place: Place | None, data: bytes, nursery: trio.Nursery) -> None:
         if place is None:
             return
         try:
-            sock = self._sockets.get(place.family)
-            if sock is None:
-                sock = trio.socket.socket(place.family, socket.SOCK_DGRAM)
-                self._sockets[place.family] = sock
-                await sock.sendto(data, place.address)  # this binds it, so that it can be read
-                nursery.start_soon(self._receive_all, sock)
-            else:
-                await sock.sendto(data, place.address)
+            await self._socket(place.family, nursery).sendto(data, place.address)
         except OSError as error:
             log.debug("a datagram to %s was dropped: %s", place, error)
 
+    def _socket(
+        self, family: socket.AddressFamily, nursery: trio.Nursery
+    ) -> trio.socket.SocketType:
+        """The one for this family, read from its first moment on.
+
+        Raises:
+            OSError: this host has none.
+        """
+        if family not in self._sockets:
+            with socket.socket(family, socket.SOCK_DGRAM) as made:
+                made.bind(("", 0))  # one that has no port yet can't be read
+                made.setblocking(False)
+                self._sockets[family] = trio.socket.fromfd(made.fileno(), family, socket.SOCK_DGRAM)
+            nursery.start_soon(self._receive_all, self._sockets[family])
+        return self._sockets[family]
+
     async def _place(self, destination: Destination) -> Place | None:
-        """Where a destination is, judged once; None for one that may not be reached."""
+        """Where a destination is, judged once; None for one that can't or may not be reached."""
         if destination in self._places:
             return self._places[destination]
         try:
@@ -110,12 +146,15 @@ class Association:
                     self._policy, destination, socket.SOCK_DGRAM, self._lookups
                 )
         except (OutboundRefused, trio.TooSlowError) as error:
-            place = None
-            log.info("datagrams to %s refused: %s", destination, error)
-        else:
-            place = found[0]
-            log.info("datagrams to %s at %s, %s", destination, place, place.why)
-            _remember(self._peers, _peer(place.address), None)
+            if destination not in self._told:
+                log.info("datagrams to %s refused: %s", destination, error)
+            _remember(self._told, destination, None)
+            if isinstance(error, OutboundRefused) and error.reply is Reply.NOT_ALLOWED:
+                _remember(self._places, destination, None)
+            return None
+        place = found[0]
+        log.info("datagrams to %s at %s, %s", destination, place, place.why)
+        _remember(self._peers, _peer(place.address), None)
         _remember(self._places, destination, place)
         return place
 
@@ -132,7 +171,8 @@ class Association:
             host = str(address[0]).partition("%")[0]
             raw = encode_datagram(Destination(host, address[1]), data)
             if len(raw) <= MAX_DATAGRAM:
-                await self._datagrams.send_all(DATAGRAM.pack(len(raw)) + raw)
+                async with self._answering:  # of the other family there may be one too
+                    await self._datagrams.send_all(DATAGRAM.pack(len(raw)) + raw)
 
 
 def _peer(address: tuple[str | int, ...]) -> tuple[str | int, ...]:

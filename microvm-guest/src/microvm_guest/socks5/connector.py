@@ -7,6 +7,7 @@ import ipaddress
 import re
 import socket
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -90,6 +91,8 @@ async def look_up(
 ) -> list[Place]:
     """The first `MAX_ADDRESSES` of a host, in the resolver's order; none is judged yet.
 
+    An address is not asked for, and waits for no lookup of a name.
+
     Args:
         host: A name or an address.
         port: To go with each address.
@@ -101,12 +104,13 @@ async def look_up(
     Raises:
         OSError: it is not known, or can't be asked for.
     """
+    ask = partial(socket.getaddrinfo, host, port, family=family, type=kind)
     try:
-        found = await trio.to_thread.run_sync(
-            lambda: socket.getaddrinfo(host, port, family=family, type=kind),
-            abandon_on_cancel=True,
-            limiter=lookups,
-        )
+        if is_numeric(host):
+            await trio.lowlevel.checkpoint()
+            found = ask(flags=socket.AI_NUMERICHOST)
+        else:
+            found = await trio.to_thread.run_sync(ask, abandon_on_cancel=True, limiter=lookups)
     except UnicodeError as error:
         raise OSError(errno.EINVAL, f"no host is called so: {error}") from error
     return [
@@ -143,7 +147,11 @@ async def find_places(
         raise OutboundRefused(Reply.HOST_UNREACHABLE, f"not resolved: {error}") from error
     places, why = [], "no address"
     for place in found:
-        verdict = policy.judge(host, place.numeric, port, own=is_own(place))
+        try:
+            own = is_own(place)
+        except OSError as error:
+            raise OutboundRefused(reply_for(error), f"not judged: {error}") from error
+        verdict = policy.judge(host, place.numeric, port, own=own)
         why = f"{place.numeric} {verdict.why}"
         if verdict.allowed:
             places.append(attrs.evolve(place, why=verdict.why))
@@ -157,8 +165,11 @@ def _can_be_a_host(host: str) -> bool:
 
     A resolver may read more into others than rules do: ``\097`` is an ``a`` (RFC 4343, 2.1).
     """
-    if _NAME.fullmatch(host):
-        return True
+    return _NAME.fullmatch(host) is not None or is_numeric(host)
+
+
+def is_numeric(host: str) -> bool:
+    """Whether it is an address in the usual notation."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -170,8 +181,17 @@ def is_own(place: Place) -> bool:
     """Whether an address is one of this host's: who sends there, sends from there.
 
     Connecting a UDP socket sends nothing.
+
+    Raises:
+        OSError: this host has no more sockets, and it is not known.
     """
-    with socket.socket(place.family, socket.SOCK_DGRAM) as probe:
+    try:
+        probe = socket.socket(place.family, socket.SOCK_DGRAM)
+    except OSError as error:
+        if error.errno == errno.EAFNOSUPPORT:
+            return False  # no address of that family is this host's
+        raise
+    with probe:
         try:
             probe.connect(place.address)
         except OSError:
