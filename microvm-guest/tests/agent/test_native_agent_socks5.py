@@ -442,3 +442,41 @@ def test_a_tunnel_that_is_down_lets_nothing_out_and_is_told_at_once(plain_agent,
     assert tunnel_down(plain_agent.program, tmp_path, "rule") == [told, told, "[]"]
     leaks = tunnel_down(plain_agent.program, tmp_path, "no rule")
     assert leaks == ["silence", "silence", "[53, 80]"]
+
+
+WITHOUT_IPV6 = """
+import socket, subprocess, sys
+program, hosts = sys.argv[1:]
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+for name in ("all", "lo"):
+    with open(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "w") as file:
+        file.write("1")
+with open(hosts, "w") as file:
+    file.write("::1 both.test\\n127.0.0.1 both.test\\n")
+subprocess.run(["mount", "--bind", hosts, "/etc/hosts"], check=True)
+words = [program, "--socks5", "127.0.0.1", "0", "0", "0"]
+server = subprocess.Popen(words, stdout=subprocess.PIPE)
+host, port, _ = server.stdout.readline().split()
+for address in (b"\\x04" + bytes(15) + b"\\x01", b"\\x03\\x09both.test"):
+    with socket.create_connection((host.decode(), int(port)), timeout=30) as sock:
+        sock.sendall(b"\\x05\\x01\\x00\\x05\\x01\\x00" + address + b"\\x00\\x09")
+        answer = b""
+        while len(answer) < 12:
+            answer += sock.recv(99)
+        print(answer[3])
+server.kill()
+server.wait()
+"""
+
+
+@in_a_network_of_its_own
+def test_without_ipv6_its_addresses_are_unreachable_and_hide_no_other_answer(plain_agent, tmp_path):
+    inside = (str(plain_agent.program), str(tmp_path / "hosts"))
+    done = subprocess.run(
+        ["unshare", "--net", "--mount", "python3", "-c", WITHOUT_IPV6, *inside],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    replies = [str(int(reply)) for reply in (Reply.NETWORK_UNREACHABLE, Reply.CONNECTION_REFUSED)]
+    assert done.stdout.split() == replies, done.stderr

@@ -1,5 +1,6 @@
 """The host as a guest's proxy: what is carried out, what is refused, and what a guest can take."""
 
+import errno
 import ipaddress
 import logging
 import socket
@@ -126,6 +127,34 @@ async def test_nobody_there_is_connection_refused():
         port = unused.getsockname()[1]
     async with proxy() as dial:
         assert await refusal(dial, "127.0.0.1", port) is Reply.CONNECTION_REFUSED
+
+
+@pytest.fixture
+def ipv6_off(monkeypatch):
+    """As by sysctl, and in most containers."""
+    real = socket.socket
+
+    class Ipv6Off(real):
+        def connect(self, address):
+            if self.family == socket.AF_INET6:
+                raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+            super().connect(address)
+
+    monkeypatch.setattr(socket, "socket", Ipv6Off)
+
+
+async def test_without_ipv6_an_address_of_it_is_network_unreachable(ipv6_off):
+    async with proxy() as dial:
+        assert await refusal(dial, "::1", 80) is Reply.NETWORK_UNREACHABLE
+
+
+@pytest.mark.parametrize("addresses", [["::1", "127.0.0.1"], ["127.0.0.1", "::1"]])
+async def test_that_ipv6_is_off_says_less_than_a_refusal(ipv6_off, monkeypatch, addresses):
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    resolves_to(monkeypatch, addresses)
+    async with proxy() as dial:
+        assert await refusal(dial, "both.example", port) is Reply.CONNECTION_REFUSED
 
 
 async def test_a_name_that_there_is_not_is_host_unreachable():

@@ -129,8 +129,7 @@ static void connected(struct client *client)
 /* What the first address that could be reached said tells more than that another can't be. */
 static void failed(struct client *client, int error)
 {
-    bool unreachable = error == ENETUNREACH || error == EAFNOSUPPORT || error == EADDRNOTAVAIL;
-    if (client->error == 0 || !unreachable)
+    if (client->error == 0 || socks5_reply_for(error) != SOCKS5_NETWORK_UNREACHABLE)
         client->error = error;
     watch_close(&client->out);
 }

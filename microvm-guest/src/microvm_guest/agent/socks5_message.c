@@ -91,6 +91,7 @@ enum socks5_reply socks5_reply_for(int error)
     case ENETUNREACH:
     case ENETDOWN:
     case EAFNOSUPPORT:
+    case EADDRNOTAVAIL: /* of IPv6 that is switched off */
         return SOCKS5_NETWORK_UNREACHABLE;
     case EHOSTUNREACH:
     case EHOSTDOWN:
