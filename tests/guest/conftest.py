@@ -19,6 +19,7 @@ from microvm import BackendUnavailable, MachineConfig
 from microvm._assembly import choose_backend
 from microvm.plugins import installed_plugins
 from microvm.testing.census import Census
+from microvm.testing.namespace import ip, tap_interface
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent))
@@ -52,6 +53,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"machines here run on {name}: {reason}")
     if item.get_closest_marker("qemu") and name != "qemu":
         pytest.skip("about QEMU's process; the machines here have none")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interface() -> Iterator[None]:
+    """passt wants one with a default route: the lab has none, so it gets one that leads nowhere."""
+    if not os.environ.get("MICROVM_LAB"):
+        yield
+        return
+    with tap_interface("mvnowhere", "192.0.2.2/24"):
+        ip("route", "add", "default", "via", "192.0.2.1")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from tests.guest.conftest import static_program
 from tests.guest.net_peer import check_traffic, peer_at, shell
 
 from microvm import Machine, MachineConfig, NetConfig
-from microvm.testing.namespace import ip, tap_interface
 
 pytestmark = pytest.mark.linux_guest
 
@@ -29,17 +27,6 @@ not_in_the_lab = pytest.mark.skipif(
     "acknowledging what a guest sends to a slow reader (docs/devices/net.md)",
 )
 needs_passt = pytest.mark.skipif(shutil.which("passt") is None, reason="passt is not installed")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def interface() -> Iterator[None]:
-    """passt wants one with a default route: the lab has none, so it gets one that leads nowhere."""
-    if not os.environ.get("MICROVM_LAB"):
-        yield
-        return
-    with tap_interface("mvnowhere", "192.0.2.2/24"):
-        ip("route", "add", "default", "via", "192.0.2.1")
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -40,9 +40,8 @@ connection.recv(1)
 
 async def profiled(side: Side, program: str, way: str, size: int) -> None:
     """Print what the loop's thread did during one transfer."""
-    with subprocess.Popen(
-        [sys.executable, "-c", PEER, way, str(size)], stdout=subprocess.PIPE, text=True
-    ) as peer:
+    words = [sys.executable, "-c", PEER, way, str(size)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as peer:  # noqa: ASYNC220
         assert peer.stdout is not None
         port = peer.stdout.readline().strip()
         before = counters(side.machine)
