@@ -193,7 +193,7 @@ def test_a_files_size_is_bounded() -> None:
 
 def test_connections_in_blocks_are_counted_with_their_own_ports() -> None:
     config = parse(
-        "client\nproto udp\n<connection>\nremote a\nport 53\n</connection>\n"
+        "client\nproto udp\nauth-user-pass\n<connection>\nremote a\nport 53\n</connection>\n"
         "<connection>\nremote b 443 tcp\n</connection>\nremote c\n<ca>\n</ca>\n"
     )
     assert config.remotes == (
@@ -216,8 +216,8 @@ def test_connections_in_blocks_are_counted_with_their_own_ports() -> None:
 def test_a_block_is_one_server_and_its_last_words_count(block: str, remote: Remote | None) -> None:
     """As OpenVPN has it, which asks for just that; what stands outside stays as it was."""
     config = parse(
-        f"client\nproto tcp\nport 1195\nremote z\n<connection>\n{block}\n</connection>\n"
-        "<ca>\n</ca>\n"
+        "client\nauth-user-pass\nproto tcp\nport 1195\nremote z\n<ca>\n</ca>\n"
+        f"<connection>\n{block}\n</connection>\n"
     )
     assert config.remotes[0] == Remote(host="z", port=1195, proto="tcp")
     assert config.remotes[1:] == (() if remote is None else (remote,))
@@ -244,6 +244,13 @@ def test_each_such_number_is_a_port(port: int) -> None:
 def test_a_configuration_without_a_server_or_without_its_ca_is_none() -> None:
     assert "There is no server" in refused("client\n<ca>\n</ca>\n")
     assert "how to know the server" in refused("client\nremote a\n")
+
+
+@pytest.mark.parametrize("own", [("auth-user-pass",), ("cert", "key"), ("pkcs12",)])
+def test_a_configuration_says_who_one_is(own: tuple[str, ...]) -> None:
+    without = "client\nremote a\n<ca>\n</ca>\n"
+    assert "It does not say who you are" in refused(without)
+    parse(without + "".join(f"<{name}>\na\nb\n</{name}>\n" for name in own))
 
 
 def test_the_daemon_is_told_our_own_lines_first() -> None:

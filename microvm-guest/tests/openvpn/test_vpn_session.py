@@ -201,23 +201,118 @@ def test_a_way_that_is_not_found_fails_with_what_was_found_instead() -> None:
 
 def test_how_it_ends_is_named() -> None:
     one = connected()
-    assert one.ended("", 3.0, asked=False) == [s.ShutWay(), s.Tell()]
+    assert one.ended([], 3.0, asked=False) == [s.ShutWay(), s.Tell()]
     assert (one.status.state, one.status.reason) == (S.FAILED, R.DAEMON_DIED)
     one = connected()
-    assert s.ShutWay() in one.ended("", 3.0, asked=True)
+    assert s.ShutWay() in one.ended([], 3.0, asked=True)
     assert (one.status.state, one.status.reason) == (S.STOPPED, None)
     one = session()
-    one.ended("Options error: --tls-version-min: unknown", 3.0, asked=False)
+    one.ended(["Options error: --tls-version-min: unknown"], 3.0, asked=False)
     assert one.status.reason is R.BAD_CONFIG
     assert "tls-version-min" in one.status.detail
     one = session()
     feed(one, m.Fatal(text="ERROR: Cannot open TUN/TAP dev /dev/net/tun: No such file"))
-    one.ended("", 3.0, asked=False)
+    one.ended([], 3.0, asked=False)
     assert one.status.reason is R.TUN_MISSING
     one = connected()
     feed(one, state("EXITING", "server-pushed-halt"))
-    one.ended("", 3.0, asked=False)
+    one.ended([], 3.0, asked=False)
     assert one.status.reason is R.SERVER_ENDED
+
+
+WRONG = [
+    "Cannot load CA certificate file [[INLINE]] (no entries were read)",
+    "Cannot load inline certificate file",
+    "Error reading inline PKCS#12 file",
+    "Error reading extra certificate",
+    "Insufficient key material or header text not found in file '[[INLINE]]' (0/128/256 bytes "
+    "found/min/max)",
+    "Non-Hex, unprintable character (0x00) found at line 9 in key file '[[INLINE]]' (64/128/256 "
+    "bytes found/min/max)",
+    "ERROR: invalid tls-crypt-v2 client key format",
+    "Cipher NOSUCH not supported",
+    "Message hash algorithm 'NOSUCH' not found",
+    "Failed to set restricted TLS cipher list: NOSUCH",
+    "Failed to set restricted TLS 1.3 cipher list: NOSUCH",
+    "Failed to set allowed TLS group list: NOSUCH",
+    "ERROR: Invalid cert profile: NOSUCH",
+]
+"""What OpenVPN 2.6.14 says last of a configuration in which one thing is broken."""
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_what_is_broken_in_a_configuration_is_told_in_openvpns_words(text: str) -> None:
+    one = session()
+    why = m.LogText(flags="N", text="OpenSSL: error:0A00018E:SSL routines::ca md too weak:")
+    feed(one, ATTEMPT[0], why, m.LogText(flags="F", text=text), m.Fatal(text=text))
+    one.ended([], 3.0, asked=False)
+    assert (one.status.state, one.status.reason) == (S.FAILED, R.BAD_CONFIG)
+    assert one.status.detail.count(text) == 1
+    assert "ca md too weak" in one.status.detail
+
+
+def test_a_crl_that_is_none_is_a_broken_configuration() -> None:
+    one = session()
+    lines = ("CRL: cannot read CRL from file [[INLINE]]", "VERIFY ERROR: depth=0, error=CRL not "
+             "loaded: CN=server, serial=1", "TLS Error: TLS handshake failed")  # fmt: skip
+    logs = [m.LogText(flags="W", text=line) for line in lines]
+    feed(one, *ATTEMPT[:3], *logs, state("RECONNECTING", "tls-error"))
+    assert (one.status.state, one.status.reason) == (S.FAILED, R.BAD_CONFIG)
+    assert "cannot read CRL" in one.status.detail
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_private_key_that_can_not_be_read_is_broken_if_no_passphrase_was_asked_for(
+    asked: bool,
+) -> None:
+    """Of the server's certificate and the key that is not its own, too."""
+    one = session()
+    feed(one, *ATTEMPT[:2])
+    if asked:
+        feed(one, m.NeedPassword(realm="Private Key", username=False))
+    text = "Cannot load private key file [[INLINE]]"
+    broken = m.LogText(flags="W", text=text)
+    feed(one, broken, state("RECONNECTING", "private-key-password-failure"))
+    assert one.status.state is S.FAILED
+    assert one.status.reason is (R.KEY_PASSPHRASE if asked else R.BAD_CONFIG)
+    assert (text in one.status.detail) != asked
+
+
+def test_a_directive_that_is_pushed_and_not_known_is_no_broken_configuration() -> None:
+    one = session()
+    pushed = "Options error: Unrecognized option or missing or extra parameter(s) in "
+    feed(
+        one, *ATTEMPT[:3], m.LogText(flags="W", text=f"{pushed}[PUSH-OPTIONS]:3: novelty (2.6.14)")
+    )
+    feed(one, state("RECONNECTING", "connection-reset"))
+    assert one.status.reason is R.SERVER_UNREACHABLE
+
+
+def test_of_all_that_was_printed_the_lines_that_tell_are_quoted() -> None:
+    """As OpenVPN prints it: the first with the time of day, and long notices around."""
+    noise = (
+        "2026-11-26 07:08:26 Note: --cipher is not set. OpenVPN versions before 2.5 " + "x" * 300
+    )
+    told = (
+        "Unsupported cipher in --data-ciphers: NOSUCH",
+        "Options error: --data-ciphers list contains unsupported ciphers or is too long.",
+    )
+    printed = [noise, f"2026-11-26 07:08:26 {told[0]}", told[1], "Use --help for more information."]
+    one = session()
+    one.ended(printed, 3.0, asked=False)
+    assert one.status.reason is R.BAD_CONFIG
+    assert one.status.detail == f"OpenVPN does not accept the configuration. {' '.join(told)}"
+
+
+def test_what_is_quoted_is_bounded_and_the_last_counts() -> None:
+    one = session()
+    one.ended([f"Options error: {number} " + "x" * 120 for number in range(9)], 3.0, asked=False)
+    assert "Options error: 8" in one.status.detail
+    assert len(one.status.detail) < s.MAX_SAID + 60
+    one = session()
+    one.ended(["Options error: " + "y" * 9000], 3.0, asked=False)
+    assert "Options error: yyy" in one.status.detail
+    assert len(one.status.detail) < s.MAX_SAID + 60
 
 
 @pytest.mark.parametrize(
@@ -233,7 +328,7 @@ def test_a_daemon_that_ends_by_itself_has_not_died(
 ) -> None:
     one = connected()
     feed(one, m.LogText(flags="I", text=f"Timeout (--{word}), exiting"), state("EXITING", word))
-    one.ended("", 3.0, asked=False)
+    one.ended([], 3.0, asked=False)
     assert (one.status.state, one.status.reason) == (S.FAILED, reason)
     assert words in one.status.detail
     assert "memory" not in (one.error().remedy or "")
@@ -245,10 +340,10 @@ def test_what_has_ended_stays_so(ended: VpnState) -> None:
     if ended is S.FAILED:
         one.broke("nonsense", 2.0)
     else:
-        one.ended("", 2.0, asked=True)
+        one.ended([], 2.0, asked=True)
     before = one.status
     assert feed(one, *ATTEMPT) == []
-    assert one.ended("", 3.0, asked=False) == []
+    assert one.ended([], 3.0, asked=False) == []
     assert one.status == before
 
 
@@ -269,7 +364,7 @@ def test_the_way_is_open_only_while_it_is_up(story: list[object]) -> None:
         if part == "open":
             steps = one.way_is_open(1.0) if is_open else []
         elif part == "die":
-            steps = one.ended("", 1.0, asked=False)
+            steps = one.ended([], 1.0, asked=False)
         else:
             steps = one.take(part, 1.0)  # type: ignore[arg-type]
         for step in steps:

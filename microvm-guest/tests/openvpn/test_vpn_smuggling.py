@@ -158,7 +158,7 @@ def parse_line(raw: bytes) -> list[bytes]:
 
 # --- what we have read, and what it reads ----------------------------------------------------
 
-PLAIN = "client\nremote a\n<ca>\nx\n</ca>\n"
+PLAIN = "client\nremote a\nauth-user-pass\n<ca>\nx\n</ca>\n"
 ALLOWED = directives.PASSED | directives.FILES | {"connection", "setenv"}
 OWN = {line[0] for line in lines_read(effective_config(
     parse_config(f"{PLAIN}auth-user-pass\n", lambda name: b""), TcpAddress(port=1)
@@ -250,7 +250,7 @@ def test_openvpn_reads_what_we_have_read(text: str) -> None:
 @example("x" * 255 + "</ca>\nup /bin/sh\n<ca>")
 @example("x\0</ca>\nup /bin/sh")
 def test_a_files_contents_are_nothing_but_its_block(contents: str) -> None:
-    accepted("client\nremote a\nca f\n", contents.encode())
+    accepted("client\nremote a\nauth-user-pass\nca f\n", contents.encode())
 
 
 @pytest.mark.parametrize("length", range(250, 260))

@@ -8,6 +8,8 @@ certificate, an expired one, or a firewall. The log says which. What is said las
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from functools import reduce
 from typing import Final
 
 from microvm_guest.openvpn.states import VpnReason
@@ -18,6 +20,13 @@ _SIGNS: Final = tuple(
     (re.compile(pattern), reason)
     for pattern, reason in (
         (r"Cannot open TUN/TAP dev|Cannot ioctl TUNSETIFF|Cannot allocate TUN", _R.TUN_MISSING),
+        # a file or a word in the configuration, which OpenSSL's and the server's errors come of
+        (r"Cannot load (?:CA certificate|inline certificate|certificate|private key|extra-certs)"
+         r"|Error reading (?:extra certificate|(?:inline )?PKCS#12)|[Ii]nsufficient key material"
+         r"|Non-Hex.*? key file|Cannot pre-load keyfile|invalid tls-crypt-v2 client key"
+         r"|cannot read CRL|Unsupported cipher in|Cipher \S+ not supported"
+         r"|Message hash algorithm .* not found|Failed to set (?:restricted|allowed) TLS"
+         r"|Invalid cert profile|Options error(?!.*\[PUSH-OPTIONS\])", _R.BAD_CONFIG),
         (r"VERIFY ERROR: depth=\d+, error=certificate has expired", _R.SERVER_CERTIFICATE_EXPIRED),
         (r"VERIFY ERROR: depth=\d+, error=certificate is not yet valid",
          _R.SERVER_CERTIFICATE_REFUSED),
@@ -30,11 +39,15 @@ _SIGNS: Final = tuple(
          r"|socks_handshake|SOCKS proxy returned", _R.SERVER_UNREACHABLE),
         (r"TLS Error|TLS_ERROR|OpenSSL: error|tls-crypt unwrap error|Authenticate/Decrypt packet",
          _R.TLS_FAILED),
-        (r"Options error", _R.BAD_CONFIG),
     )
 )  # fmt: skip
 """Most telling first. What the texts are, is OpenVPN's and OpenSSL's; one that changes costs a
 reason's exactness, not the state."""
+
+_TIME: Final = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (?:us=\d+ )?")
+_OPENSSL: Final = re.compile(r"OpenSSL: error:")
+MAX_SAID: Final = 300
+"""Characters of the other side's words that a status quotes."""
 
 _RESTARTS: Final = {
     "server_poll": _R.SERVER_UNREACHABLE,
@@ -112,6 +125,28 @@ def cause_in(text: str) -> VpnReason | None:
     return next((reason for sign, reason in _SIGNS if sign.search(text)), None)
 
 
+def tells_of_config(text: str) -> bool:
+    """Whether a line is worth quoting where the configuration is at fault.
+
+    OpenSSL's own errors, which come before OpenVPN's, say what is wrong with a file.
+    """
+    return cause_in(text) is VpnReason.BAD_CONFIG or _OPENSSL.match(text) is not None
+
+
+def quoted_of_config(lines: Iterable[str]) -> str:
+    """Those of some lines that say what is wrong with the configuration.
+
+    As many of the last as fit, each once, and the last one in any case.
+    """
+    plain = (_TIME.sub("", line, count=1) for line in lines)
+    kept: list[str] = []
+    for line in reversed(dict.fromkeys(line for line in plain if tells_of_config(line))):
+        if kept and len(" ".join((line, *kept))) > MAX_SAID:
+            break
+        kept.insert(0, line)
+    return " ".join(kept)[:MAX_SAID]
+
+
 def cause_of_restart(detail: str) -> VpnReason | None:
     """What the word behind RECONNECTING or EXITING means."""
     return _RESTARTS.get(detail.partition(" ")[0])
@@ -123,6 +158,11 @@ def more_of_restart(detail: str) -> str:
 
 
 _RANK: Final = {reason: rank for rank, (_, reason) in enumerate(reversed(_SIGNS))}
+
+
+def most_telling(lines: Iterable[str]) -> VpnReason | None:
+    """The cause that some lines give away."""
+    return reduce(more_telling, map(cause_in, lines), None)
 
 
 def more_telling(one: VpnReason | None, other: VpnReason | None) -> VpnReason | None:

@@ -157,6 +157,11 @@ class _Reader:
             self._problem(1, "There is no server in it: a line 'remote HOST PORT' is missing.")
         if not names & {"ca", "pkcs12", "peer-fingerprint"} and not self._problems:
             self._problem(1, "It does not say how to know the server: 'ca' is missing.")
+        own = self._wants_password or names & {"cert", "key", "pkcs12"}
+        if not own and not self._problems:
+            self._problem(
+                1, "It does not say who you are: 'auth-user-pass' is missing, or 'cert' and 'key'."
+            )
         if self._problems:
             raise VpnConfigError(
                 f"{self._name} can't be used as an OpenVPN configuration:", problems=self._problems

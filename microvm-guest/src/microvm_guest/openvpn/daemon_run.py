@@ -153,7 +153,7 @@ class DaemonRun:
                     await self._shut_way()
                 await self._places.aclose()
             asked = self._asked_to_end or cancelled
-            printed = " ".join(self._printed)[-MAX_PRINTED:]
+            printed = [line[:MAX_PRINTED] for line in self._printed]
             self._do(self._session.ended(printed, time.time(), asked=asked))
             self._tell()
             self._link.on_clock_change = None

@@ -10,6 +10,7 @@ name to resolve, the way to open. The session decides; it never waits.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -17,12 +18,16 @@ import attrs
 
 from microvm_guest.openvpn import management as m
 from microvm_guest.openvpn.causes import (
+    MAX_SAID,
     REMEDIES,
     SENTENCES,
     cause_in,
     cause_of_restart,
     more_of_restart,
     more_telling,
+    most_telling,
+    quoted_of_config,
+    tells_of_config,
 )
 from microvm_guest.openvpn.credentials import Challenge, Credentials
 from microvm_guest.openvpn.errors import VpnFailed
@@ -35,8 +40,8 @@ if TYPE_CHECKING:
 MAX_HOLD_S: Final = 30
 MAX_BACKOFF_S: Final = 300
 """The same, of a server that has asked for time."""
-MAX_SAID: Final = 300
-"""Characters of the other side's words that a status quotes."""
+MAX_TELLING: Final = 8
+"""Lines that are kept of what an attempt says about the configuration."""
 
 
 @attrs.frozen
@@ -123,6 +128,9 @@ class Session:
         self._standing: VpnReason | None = None
         """What is so whatever the attempt: our own certificate's end."""
         self._said = ""
+        self._wrong: deque[str] = deque(maxlen=MAX_TELLING)
+        """What this attempt has said about the configuration."""
+        self._gave_passphrase = False
         self._token = False
         """Whether the daemon logs in by a token of the server's, and not by the password."""
         self._excused = False
@@ -166,6 +174,7 @@ class Session:
             case m.Fatal(text=text):
                 self._cause = more_telling(self._cause, cause_in(text))
                 self._said = text
+                self._keep_if_telling(text)
             case m.InfoText(text=text) if text.startswith(("WEB_AUTH:", "OPEN_URL:", "CR_TEXT:")):
                 said = "The server wants a login in a browser, which is not supported."
                 return self._fail(VpnReason.CHALLENGE, said, now)
@@ -188,7 +197,7 @@ class Session:
         if line.name in ("RECONNECTING", "EXITING"):
             excused, self._excused = self._excused, False
             if not excused:
-                self._cause = more_telling(self._cause, cause_of_restart(line.detail))
+                self._cause = more_telling(self._cause, self._cause_of_restart(line.detail))
                 self._said = more_of_restart(line.detail) or self._said
         down = line.name in ("RECONNECTING", "EXITING") or state is VpnState.RECONNECTING
         if down and line.name != "CONNECTED" and (self._up or was is VpnState.CONNECTED):
@@ -199,12 +208,14 @@ class Session:
             self._failed_attempts += 1
             if not self.status.connects and self._failed_attempts >= self._remotes:
                 reason = self._why() or VpnReason.SERVER_UNREACHABLE
-                return [*steps, *self._fail(reason, "", now)]
+                said = quoted_of_config(self._wrong) if reason is VpnReason.BAD_CONFIG else ""
+                return [*steps, *self._fail(reason, said, now)]
         if line.name == "CONNECTED":
             self._up = True
             self._failed_attempts = 0
             self._cause = None
             self._said = ""
+            self._wrong.clear()
             local_ip6 = line.local_ip6 or None
             self.status = attrs.evolve(
                 self.status,
@@ -251,9 +262,21 @@ class Session:
             self._standing = VpnReason.OWN_CERTIFICATE_EXPIRED
         else:
             self._cause = more_telling(self._cause, cause_in(text))
+        self._keep_if_telling(text)
         if "auth-token" in text or m.CHALLENGE in text or text.startswith("MANAGEMENT:"):
             return []  # the first two may have a secret in them, the third is what we have said
         return [Log(flags, text)]
+
+    def _keep_if_telling(self, text: str) -> None:
+        if tells_of_config(text):
+            self._wrong.append(text)
+
+    def _cause_of_restart(self, detail: str) -> VpnReason | None:
+        """OpenVPN says of every key that it can't read that its passphrase were wrong."""
+        cause = cause_of_restart(detail)
+        if cause is VpnReason.KEY_PASSPHRASE and not self._gave_passphrase:
+            return VpnReason.BAD_CONFIG
+        return cause
 
     def _remote(self, host: str, port: int, proto: str, now: float) -> list[Step]:
         if (host, port) not in self._servers:
@@ -262,6 +285,7 @@ class Session:
         if self.status.state is not VpnState.CONNECTED:
             self._cause = None
             self._said = ""
+            self._wrong.clear()
         self.status = attrs.evolve(self.status, server=f"{host}:{port}")
         return [FindWay(host, port, proto), Tell()]
 
@@ -272,6 +296,7 @@ class Session:
         if need.realm == "Private Key":
             if known.key_passphrase is None:
                 return self._fail(VpnReason.KEY_PASSPHRASE, "", now)
+            self._gave_passphrase = True
             return [Send(m.password(need.realm, known.key_passphrase))]
         if need.realm != "Auth":
             return self._fail(VpnReason.CREDENTIALS_MISSING, f"It asks for {need.realm!r}.", now)
@@ -365,11 +390,11 @@ class Session:
             return []
         return self._fail(VpnReason.DAEMON_DIED, error, now)
 
-    def ended(self, printed: str, now: float, *, asked: bool) -> list[Step]:
+    def ended(self, printed: Sequence[str], now: float, *, asked: bool) -> list[Step]:
         """The daemon is gone.
 
         Args:
-            printed: The last that it has printed.
+            printed: The last lines that it has printed.
             now: Seconds since 1970.
             asked: Whether it was told to end.
         """
@@ -379,10 +404,12 @@ class Session:
         if asked:
             self._enter(VpnState.STOPPED, None, "", now)
         else:
-            reason = self._why() or cause_in(printed) or VpnReason.DAEMON_DIED
+            reason = self._why() or most_telling(printed) or VpnReason.DAEMON_DIED
             if self.status.state is VpnState.CONNECTED:
                 reason = VpnReason.DAEMON_DIED
-            said = self._said or (printed if reason is VpnReason.BAD_CONFIG else "")
+            said = self._said
+            if reason is VpnReason.BAD_CONFIG:
+                said = quoted_of_config(self._wrong or printed) or said
             text = SENTENCES[reason] + (f" {said[:MAX_SAID]}" if said else "")
             self._enter(VpnState.FAILED, reason, text, now)
         return [*([ShutWay()] if was_up else []), Tell()]
