@@ -370,14 +370,21 @@ class AgentClient(Guest):
         """Have what programs in the guest wrote put on its disks; returns when it is there."""
         await self._notify(Notice.PAUSING)
 
-    async def catch_up_clock(self) -> float:
+    async def catch_up_clock(self, *, set_back: bool = False) -> float:
         """Make up for what the guest's clock has lost while the guest stood still.
+
+        Args:
+            set_back: Whether the host's clock was set back by more than a second, and the guest's
+                is to follow. An agent that is older than this can't, and its clock stays ahead.
 
         Returns:
             The seconds that the guest's clock may still be behind the host's by: the time that the
             host's word of it took at most. A clock that somebody in the guest has set on purpose
             keeps its offset.
         """
+        if set_back and (await self.wait_hello()).minor >= 2:
+            # What this loses on its way, the words that follow make up for.
+            await self._notify(Notice.CLOCK_SET_BACK)
         bound = math.inf
         for _ in range(CLOCK_TRIES):
             begin = time.perf_counter()

@@ -61,11 +61,13 @@ class FakeCommand:
     """Print, and then run until killed."""
 
 
-def hello_payload(*, major: int = MAJOR, stdin_window: int = STDIN_WINDOW) -> bytes:
+def hello_payload(
+    *, major: int = MAJOR, minor: int = MINOR, stdin_window: int = STDIN_WINDOW
+) -> bytes:
     """What an agent's HELLO carries."""
     return (
         MAGIC
-        + struct.pack("<HH", major, MINOR)
+        + struct.pack("<HH", major, minor)
         + encode_field(FieldTag.BUILD, "fake")
         + encode_field(FieldTag.KERNEL, "6.1.0-fake")
         + encode_field(FieldTag.BOOT_NS, 1_000_000)

@@ -44,6 +44,8 @@ int main(int argc, char **argv)
             clock_hint(number * MS);
         else if (strcmp(what, "resumed-ms") == 0)
             clock_catch_up(number * MS);
+        else if (strcmp(what, "back-ms") == 0)
+            clock_step_back(number * MS);
         else if (strcmp(what, "set") == 0)
             clock_set(number * S);
         else if (strcmp(what, "pass") == 0)
@@ -107,8 +109,49 @@ def test_a_clock_that_the_guest_has_set_keeps_its_offset(clock):
     assert clock("hint 1000000 user 500 pass 10 hint 1003610") == 4110
 
 
-def test_a_host_whose_clock_goes_back_does_not_take_the_guest_with_it(clock):
+def test_time_that_goes_back_without_a_word_of_that_moves_nothing(clock):
+    """It may be the word that was on its way for long."""
     assert clock("hint 1000000 pass 10 hint 500000") == 1_000_010
+    assert clock("hint 1000000 pass 10 resumed-ms 500000000") == 1_000_010
+
+
+def test_a_host_whose_clock_was_set_back_takes_the_guest_with_it(clock):
+    assert clock("hint 1000000 pass 10 back-ms 996410000 pass 5 hint 996415") == 996_415
+
+
+def test_it_goes_back_once(clock):
+    assert clock("hint 1000000 pass 10 back-ms 996410000 back-ms 996410000") == 996_410
+
+
+def test_less_than_a_second_back_is_left_to_the_guest(clock):
+    assert clock("hint 1000 pass 10 back-ms 1009100", "ms") == 1_010_000
+
+
+def test_too_far_back_is_made_up_for_by_the_next_word(clock):
+    """The word of it was under way for 20 seconds."""
+    assert clock("hint 9000 pass 30 back-ms 5010000 resumed-ms 5030000") == 5030
+    assert clock("hint 9000 pass 30 back-ms 5010000 pass 2 hint 5032") == 5032
+
+
+def test_a_clock_that_was_set_on_purpose_keeps_its_offset_on_the_way_back(clock):
+    assert clock("hint 9000 user 5000 back-ms 8000000") == 4000
+
+
+def test_there_is_no_time_before_1970(clock):
+    assert clock("hint 9000 user 50 back-ms 8000000") == 0
+
+
+def test_a_host_that_slept_longer_than_it_was_set_back_is_ahead(clock):
+    assert clock("hint 9000 back-ms 9050000") == 9050
+
+
+def test_set_clock_is_not_undone_by_a_host_that_was_set_back(clock):
+    assert clock("hint 1000000 set 7000 back-ms 996400000 pass 3 hint 996403") == 7003
+
+
+def test_a_guest_that_was_never_told_the_time_is_told_it_by_any_word(clock):
+    assert clock("back-ms 1000300", "ms") == 1_000_300
+    assert clock("back-ms 0", "ms") == 5000
 
 
 def test_set_clock_sets_it_and_the_next_hint_does_not_undo_that(clock):

@@ -17,7 +17,7 @@ from microvm.errors import (
 )
 from microvm_guest._streams import StreamBroken
 from microvm_guest.client import open_client
-from microvm_guest.protocol.frames import FrameFlag, FrameType
+from microvm_guest.protocol.frames import FrameFlag, FrameType, Notice
 from microvm_guest.testing import FakeAgent, FakeCommand, agent_pair, fake_guest, hello_payload
 
 COMMANDS = {
@@ -314,6 +314,45 @@ async def test_the_clock_can_be_set():
         await client.set_clock(5)
         await agent.greet()
         assert (await agent.expect(FrameType.SET_CLOCK)).payload == struct.pack("<Q", 5)
+
+
+def noticed(agent):
+    """A list of the notices that come, and what answers them."""
+    seen = []
+
+    async def answer():
+        while (frame := await agent.receive()) is not None:
+            assert frame.type is FrameType.NOTICE
+            seen.append(Notice(struct.unpack_from("<I", frame.payload)[0]))
+            await agent.send(FrameType.NOTICE, payload=frame.payload[:4])
+
+    return seen, answer
+
+
+async def test_a_clock_that_was_set_back_is_told_before_the_time_that_is_made_up_for():
+    """So that what the first word lost on its way is not lost for long."""
+    async with agent_pair() as (client, agent), trio.open_nursery() as nursery:
+        await agent.greet()
+        seen, answer = noticed(agent)
+        nursery.start_soon(answer)
+        await client.catch_up_clock()
+        assert set(seen) == {Notice.RESUMED}
+        seen.clear()
+        await client.catch_up_clock(set_back=True)
+        assert seen[0] is Notice.CLOCK_SET_BACK
+        assert set(seen[1:]) == {Notice.RESUMED}
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_agent_that_knows_of_no_clock_set_back_is_told_what_it_knows():
+    async with agent_pair() as (client, agent), trio.open_nursery() as nursery:
+        await agent.send(FrameType.HELLO, payload=hello_payload(minor=1))
+        await agent.expect(FrameType.HELLO)
+        seen, answer = noticed(agent)
+        nursery.start_soon(answer)
+        await client.catch_up_clock(set_back=True)
+        assert set(seen) == {Notice.RESUMED}
+        nursery.cancel_scope.cancel()
 
 
 # --- bad agents ----------------------------------------------------------------------------

@@ -1,16 +1,20 @@
 """`AgentProvisioner`: from the agent's call to a `Guest`."""
 
+import struct
+
 import pytest
 import trio
 import trio.testing
 
 from microvm.config import DriveConfig, MachineConfig, NetConfig
 from microvm.errors import ConfigError, GuestGone, GuestProtocolError, GuestRefused
+from microvm.host_clocks import ClockJump
 from microvm.plugins import ProvisionerFactory
 from microvm.testing.channels import MemoryChannels
 from microvm.timeline import BootTimeline
 from microvm_guest import plugin
 from microvm_guest.ports import HOST_PORT
+from microvm_guest.protocol.frames import FrameType, Notice
 from microvm_guest.provisioners.agent import AgentProvisioner
 from microvm_guest.testing import FakeAgent, FakeCommand
 
@@ -133,3 +137,33 @@ def test_the_agent_is_told_which_networks_to_ask_for_an_address() -> None:
     assert AgentProvisioner().kernel_cmdline(MachineConfig(nets=nets)) == ["microvm.dhcp=eth0,eth2"]
     silent = MachineConfig(nets=(NetConfig(backend="null"),))
     assert AgentProvisioner().kernel_cmdline(silent) == []
+
+
+@pytest.mark.parametrize(
+    ("set_by_s", "told"),
+    [
+        (0.0, {Notice.RESUMED}),
+        (3600.0, {Notice.RESUMED}),
+        (-0.5, {Notice.RESUMED}),
+        (-1.5, {Notice.CLOCK_SET_BACK, Notice.RESUMED}),
+    ],
+)
+async def test_a_guest_is_told_that_its_hosts_clock_was_set_back_by_more_than_a_second(
+    set_by_s, told
+):
+    channels = MemoryChannels()
+    seen = set()
+
+    async def answer():
+        agent = await FakeAgent.dial(channels.guest)
+        await agent.greet()
+        while (frame := await agent.receive()) is not None:
+            seen.add(Notice(struct.unpack_from("<I", frame.payload)[0]))
+            await agent.send(FrameType.NOTICE, payload=frame.payload[:4])
+
+    async with AgentProvisioner().attach(channels) as link, trio.open_nursery() as nursery:
+        nursery.start_soon(answer)
+        await link.wait_ready(BootTimeline())
+        await link.clock_changed(ClockJump(slept_s=0.0, set_by_s=set_by_s))
+        assert seen == told
+        nursery.cancel_scope.cancel()

@@ -68,6 +68,10 @@ const char *notice_serve(struct connection *connection, uint32_t notice, uint64_
         clock_catch_up(wall_ns);
         answer(connection, NOTICE_RESUMED);
         return NULL;
+    case NOTICE_CLOCK_SET_BACK:
+        clock_step_back(wall_ns);
+        answer(connection, NOTICE_CLOCK_SET_BACK);
+        return NULL;
     default:
         return NULL; /* of a later minor version */
     }

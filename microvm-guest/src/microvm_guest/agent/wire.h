@@ -7,7 +7,7 @@
 #define MICROVM_WIRE_H
 
 #define WIRE_MAJOR 1
-#define WIRE_MINOR 1
+#define WIRE_MINOR 2
 #define WIRE_MAGIC "mvmagent"
 #define WIRE_MAGIC_BYTES 8
 
@@ -137,6 +137,7 @@ enum error_code {
 enum notice {
     NOTICE_PAUSING = 1, /* the virtual CPUs will stand still */
     NOTICE_RESUMED = 2, /* they do no longer, or the host has slept */
+    NOTICE_CLOCK_SET_BACK = 3, /* of the host's wall clock; since minor version 2 */
 };
 
 enum record_kind {

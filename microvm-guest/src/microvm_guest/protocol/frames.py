@@ -20,7 +20,7 @@ from types import MappingProxyType
 import attrs
 
 MAJOR = 1
-MINOR = 1
+MINOR = 2
 MAGIC = b"mvmagent"
 
 HEADER = struct.Struct("<IBBHI")
@@ -100,6 +100,8 @@ class Notice(enum.IntEnum):
 
     PAUSING = 1
     RESUMED = 2
+    CLOCK_SET_BACK = 3
+    """Since minor version 2."""
 
 
 class ProtocolViolation(Exception):

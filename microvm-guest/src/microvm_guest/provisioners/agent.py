@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 NOBODY_THERE: Final = ("null", "loopback")
 """Net backends with nobody at the other end who could give an address."""
 
+SET_BACK_S: Final = 1.0
+"""By how much the host's clock has to be set back for the guest's to follow: programs take less
+harm from a clock that is a little ahead than from one that goes back."""
+
 
 class AgentProvisioner(Provisioner):
     """Boots the image that `microvm image build` made, and speaks to the agent in it.
@@ -132,4 +136,4 @@ class AgentLink(GuestLink):
     async def clock_changed(self, jump: ClockJump) -> None:
         """Set the guest's clock right; see `GuestLink.clock_changed`."""
         if self._client is not None:
-            await self._client.catch_up_clock()
+            await self._client.catch_up_clock(set_back=jump.set_by_s < -SET_BACK_S)
