@@ -13,6 +13,7 @@ import cProfile
 import pstats
 import subprocess
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 import trio
@@ -41,7 +42,9 @@ connection.recv(1)
 async def profiled(side: Side, program: str, way: str, size: int) -> None:
     """Print what the loop's thread did during one transfer."""
     words = [sys.executable, "-c", PEER, way, str(size)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as peer:  # noqa: ASYNC220
+    with ExitStack() as stack:
+        peer = stack.enter_context(subprocess.Popen(words, stdout=subprocess.PIPE, text=True))  # noqa: ASYNC220
+        stack.callback(peer.kill)
         assert peer.stdout is not None
         port = peer.stdout.readline().strip()
         before = counters(side.machine)
@@ -50,12 +53,11 @@ async def profiled(side: Side, program: str, way: str, size: int) -> None:
         counted = {name: n - before[name] for name, n in counters(side.machine).items()}
         print(f"--- the guest would {way}: {counted}")
         pstats.Stats(profiler).sort_stats("tottime").print_stats(24)
-        peer.kill()
 
 
 def counters(machine: Machine) -> dict[str, Any]:
     """Of the card."""
-    return dict(machine.metrics().devices["net0"])
+    return dict(machine.metrics.devices["net0"])
 
 
 async def main(size: int) -> None:
