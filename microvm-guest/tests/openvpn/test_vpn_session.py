@@ -316,18 +316,22 @@ def test_what_is_quoted_is_bounded_and_the_last_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "reason", "words"),
+    ("word", "log", "reason", "words"),
     [
-        ("inactive", R.IDLE, "not used"),
-        ("session-timeout", R.SERVER_ENDED, "has lasted as long as the server allows"),
-        ("ping-exit", R.SERVER_UNREACHABLE, "does not answer"),
+        ("inactive", "Inactivity timeout (--inactive), exiting", R.IDLE, "not used"),
+        ("session-timeout", "Session timeout, exiting", R.SERVER_ENDED, "as the server allows"),
+        ("ping-exit", "[server] Inactivity timeout (--ping-exit), exiting", R.SERVER_UNREACHABLE,
+         "does not answer"),
     ],
-)
+)  # fmt: skip
+@pytest.mark.parametrize("goodbye", [False, True])
 def test_a_daemon_that_ends_by_itself_has_not_died(
-    word: str, reason: VpnReason, words: str
+    word: str, log: str, reason: VpnReason, words: str, goodbye: bool
 ) -> None:
+    """Where it says goodbye to its server, the log alone says why."""
     one = connected()
-    feed(one, m.LogText(flags="I", text=f"Timeout (--{word}), exiting"), state("EXITING", word))
+    said = "exit-with-notification" if goodbye else word
+    feed(one, m.LogText(flags="I", text=log), state("EXITING", said))
     one.ended([], 3.0, asked=False)
     assert (one.status.state, one.status.reason) == (S.FAILED, reason)
     assert words in one.status.detail

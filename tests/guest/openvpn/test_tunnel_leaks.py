@@ -217,3 +217,34 @@ async def test_secrets_are_in_no_file_and_on_no_command_line_of_the_guest(
     said = caplog.text + "".join([str(event) async for event in events])
     assert secret not in said
     assert key not in said
+
+
+async def test_whoever_dials_the_host_in_the_daemons_place_is_told_nothing(
+    udp: VpnServer, tmp_path: Path
+) -> None:
+    """Row 93. It takes no privilege to dial, and one that never stops would be the first to come.
+
+    That it does get in where somebody waits, once, is shown by a port that is there for it.
+    """
+    ports = (1024, 1025, 1026, 1027, 1028, 1080, 1081, 1082, 1194, 1 << 31, (1 << 31) + 1)
+    there = 7000
+    impostor = static_program("vsock_impostor", tmp_path)
+    config = config_file(udp)
+    async with Machine(vpn_machine()) as machine:
+        guest = await machine.wait_ready()
+        await guest.files.write_bytes("/tmp/impostor", impostor, mode=0o755)
+        argv = ["/tmp/impostor", *map(str, (*ports, there))]
+        listener = machine.listen(there)
+        async with await machine.outbound_proxy(), guest.spawn(argv, user="1000") as process:
+            async with listener, await listener.accept() as stream:
+                await stream.send_all(b"hello")
+            async with OpenVpnTunnel(machine, config, ME) as vpn:
+                with trio.fail_after(60):
+                    await vpn.wait_connected()
+                assert await fetched(machine) == udp.digest
+                await process.stdin.aclose()
+                with trio.fail_after(60):
+                    said = b"".join([chunk async for chunk in process.stdout])
+    *let_in, last = said.split(b"\n")[:-1]
+    assert let_in == [b"7000: hello"]
+    assert int(last.removesuffix(b" rounds")) > 10

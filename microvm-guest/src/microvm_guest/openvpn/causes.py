@@ -69,6 +69,15 @@ _RESTARTS: Final = {
 }
 """What stands behind RECONNECTING and EXITING in a state line (OpenVPN's signal_text)."""
 
+_FAREWELL: Final = "exit-with-notification"
+"""Stands there in place of the true word, where the daemon has said goodbye to its server first."""
+_ENDINGS: Final = {
+    "Inactivity timeout (--inactive), exiting": "inactive",
+    "Inactivity timeout (--ping-exit), exiting": "ping-exit",
+    "Session timeout, exiting": "session-timeout",
+}
+"""How the log's line ends that is about it -> that word."""
+
 _MORE: Final = {"session-timeout": "It has lasted as long as the server allows."}
 
 REMEDIES: Final = {
@@ -145,6 +154,16 @@ def quoted_of_config(lines: Iterable[str]) -> str:
             break
         kept.insert(0, line)
     return " ".join(kept)[:MAX_SAID]
+
+
+def ending_in(text: str) -> str:
+    """The word for how the daemon is going to end, if a line of the log says so."""
+    return next((word for end, word in _ENDINGS.items() if text.endswith(end)), "")
+
+
+def true_word(detail: str, ending: str) -> str:
+    """What stands behind EXITING, or would, if the log has said that it ends so."""
+    return ending if ending and detail == _FAREWELL else detail
 
 
 def cause_of_restart(detail: str) -> VpnReason | None:

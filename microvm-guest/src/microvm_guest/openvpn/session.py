@@ -23,11 +23,13 @@ from microvm_guest.openvpn.causes import (
     SENTENCES,
     cause_in,
     cause_of_restart,
+    ending_in,
     more_of_restart,
     more_telling,
     most_telling,
     quoted_of_config,
     tells_of_config,
+    true_word,
 )
 from microvm_guest.openvpn.credentials import Challenge, Credentials
 from microvm_guest.openvpn.errors import VpnFailed
@@ -130,6 +132,8 @@ class Session:
         self._said = ""
         self._wrong: deque[str] = deque(maxlen=MAX_TELLING)
         """What this attempt has said about the configuration."""
+        self._ending = ""
+        """How the daemon has said that it is going to end."""
         self._gave_passphrase = False
         self._token = False
         """Whether the daemon logs in by a token of the server's, and not by the password."""
@@ -197,8 +201,9 @@ class Session:
         if line.name in ("RECONNECTING", "EXITING"):
             excused, self._excused = self._excused, False
             if not excused:
-                self._cause = more_telling(self._cause, self._cause_of_restart(line.detail))
-                self._said = more_of_restart(line.detail) or self._said
+                word = true_word(line.detail, self._ending)
+                self._cause = more_telling(self._cause, self._cause_of_restart(word))
+                self._said = more_of_restart(word) or self._said
         down = line.name in ("RECONNECTING", "EXITING") or state is VpnState.RECONNECTING
         if down and line.name != "CONNECTED" and (self._up or was is VpnState.CONNECTED):
             self._up = False
@@ -216,6 +221,7 @@ class Session:
             self._cause = None
             self._said = ""
             self._wrong.clear()
+            self._ending = ""
             local_ip6 = line.local_ip6 or None
             self.status = attrs.evolve(
                 self.status,
@@ -263,6 +269,7 @@ class Session:
         else:
             self._cause = more_telling(self._cause, cause_in(text))
         self._keep_if_telling(text)
+        self._ending = ending_in(text) or self._ending
         if "auth-token" in text or m.CHALLENGE in text or text.startswith("MANAGEMENT:"):
             return []  # the first two may have a secret in them, the third is what we have said
         return [Log(flags, text)]
