@@ -10,5 +10,3 @@ HOST_PORT: Final = 1024
 """The agent dials it when it is up."""
 FORWARD_PORT: Final = 1026
 """The agent takes forwards on it."""
-VPN_PORT: Final = 1027
-"""Of the host: OpenVPN's management comes in there."""

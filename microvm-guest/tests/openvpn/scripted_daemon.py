@@ -18,7 +18,6 @@ from microvm.errors import GuestError, GuestGone
 from microvm.testing.channels import MemoryChannels
 from microvm_guest.openvpn import Credentials, OpenVpnTunnel
 from microvm_guest.openvpn.config import parse_config
-from microvm_guest.ports import VPN_PORT
 from microvm_guest.provisioners.openvpn import OpenVpnLink
 
 CONFIG = "client\nremote 192.0.2.1 1194\nauth-user-pass\n<ca>\nx\n</ca>\n"
@@ -35,6 +34,9 @@ RESTART = "signal SIGUSR1"
 def no_files(name: str) -> bytes:
     """All that the configuration has is within it."""
     raise AssertionError(name)
+
+
+PARSED = parse_config(CONFIG, no_files)
 
 
 class ScriptedLink(OpenVpnLink):
@@ -72,6 +74,8 @@ class Daemon:
 
     def __init__(self, channels: MemoryChannels) -> None:
         self._channels = channels
+        self.management = 0
+        """The host's port behind its management socket, as the agent was told."""
         self._stream: Any = None
         self._heard = ""
         self._ended = trio.Event()
@@ -104,7 +108,7 @@ class Daemon:
 
     async def connect(self) -> None:
         """It dials its management."""
-        self._stream = await self._channels.guest.connect(VPN_PORT)
+        self._stream = await self._channels.guest.connect(self.management)
 
     async def say(self, *lines: str) -> None:
         """To the host."""
@@ -147,6 +151,7 @@ class Rig:
 
     @asynccontextmanager
     async def listen_at(self, address: object, host_port: int) -> AsyncIterator[object]:
+        self.daemon.management = host_port
         yield address
 
     @asynccontextmanager
@@ -159,9 +164,9 @@ class Rig:
         finally:
             self.daemon.killed = not self.daemon._ended.is_set()
 
-    def tunnel(self) -> OpenVpnTunnel:
+    def tunnel(self, *, started: bool = True) -> OpenVpnTunnel:
         machine: Any = self
-        return OpenVpnTunnel(machine, parse_config(CONFIG, no_files), Credentials("me", "secret"))
+        return OpenVpnTunnel(machine, PARSED if started else None, Credentials("me", "secret"))
 
     async def connect(self, vpn: OpenVpnTunnel) -> None:
         """The daemon connects, and the way is opened."""

@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from microvm.errors import ConfigError, GuestError, GuestGone
+from microvm.errors import ConfigError, GuestError, GuestGone, GuestRefused
 from microvm.host_clocks import ClockJump
 from microvm_guest.openvpn import OpenVpnTunnel, StateChanged, VpnReason, VpnState
 from microvm_guest.openvpn.daemon_run import GIVEN_UP_AFTER_S, TERM_WITHIN_S
@@ -165,6 +165,35 @@ async def test_a_machine_has_one_tunnel_until_that_is_over() -> None:
                 raise AssertionError
         rig.daemon.end()
         await vpn.wait_ended()
+
+
+# --- its management ----------------------------------------------------------------------------
+
+
+@in_no_time
+async def test_the_managements_port_is_another_each_time_and_none_that_could_be_guessed() -> None:
+    """Row 93. Any program in the guest may dial the host, and whoever comes first is the daemon."""
+    seen = set()
+    for _ in range(20):
+        rig = Rig()
+        async with rig.tunnel():
+            seen.add(rig.daemon.management)
+            assert list(rig.channels.listeners) == [rig.daemon.management]
+            rig.daemon.end()
+        assert not rig.channels.listeners
+    assert len(seen) == 20
+    assert all(1 << 31 <= port <= (1 << 32) - 2 for port in seen)
+
+
+@in_no_time
+async def test_nobody_is_let_in_behind_the_daemon() -> None:
+    rig = Rig()
+    async with rig.tunnel() as vpn:
+        await rig.connect(vpn)
+        assert not rig.channels.listeners
+        with pytest.raises(GuestRefused):
+            await rig.channels.guest.connect(rig.daemon.management)
+        rig.daemon.end()
 
 
 # --- the way -----------------------------------------------------------------------------------

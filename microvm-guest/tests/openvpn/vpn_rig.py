@@ -13,7 +13,6 @@ from microvm.sync import Machine
 from microvm.testing.boot_files import tiny_kernel
 from microvm.testing.platform import ScriptedBackend, ScriptedProvisioner
 from microvm.testing.plugins import plugin_manager
-from microvm_guest.ports import VPN_PORT
 from microvm_guest.provisioners.openvpn import OpenVpnProvisioner
 
 CONFIG = "client\nremote 192.0.2.1\nauth-user-pass\n<ca>\n</ca>\n"
@@ -22,11 +21,12 @@ CONFIG = "client\nremote 192.0.2.1\nauth-user-pass\n<ca>\n</ca>\n"
 class Daemon(GuestProcess):
     """An OpenVPN that connects for who knows the password, and asks a question if it has one."""
 
-    def __init__(self, channels, question: str | None, password: str) -> None:
+    def __init__(self, channels, management: int, question: str | None, password: str) -> None:
         self.stdin, self._config = trio.testing.memory_stream_one_way_pair()
         self._out, self.stdout = trio.testing.memory_stream_one_way_pair()
         self._err, self.stderr = trio.testing.memory_stream_one_way_pair()
         self._channels = channels
+        self._management = management
         self._question = question
         self._password = password
         self.config = b""
@@ -37,7 +37,7 @@ class Daemon(GuestProcess):
     async def serve(self) -> None:
         async for data in self._config:
             self.config += data
-        stream = await self._channels.guest.connect(VPN_PORT)
+        stream = await self._channels.guest.connect(self._management)
         try:
             await stream.send_all(b">HOLD:Waiting for hold release:0\r\n")
             rest = b""
@@ -90,14 +90,16 @@ class VpnGuest(Guest):
     def __init__(self, channels, rig: "VpnRig") -> None:
         self._channels = channels
         self._rig = rig
+        self._management = 0
 
     async def run(self, argv, **options) -> RunResult:
         return RunResult(argv=tuple(argv), exit_code=0, signal=None, stdout=b"", stderr=b"")
 
     @asynccontextmanager
     async def spawn(self, argv, **options):
-        daemon = Daemon(self._channels, self._rig.question, self._rig.password)
-        self._rig.daemons.append(daemon)
+        rig = self._rig
+        daemon = Daemon(self._channels, self._management, rig.question, rig.password)
+        rig.daemons.append(daemon)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(daemon.serve)
             yield daemon
@@ -105,6 +107,7 @@ class VpnGuest(Guest):
 
     @asynccontextmanager
     async def listen_at(self, address, host_port):
+        self._management = host_port
         yield address
 
     async def socks5_handler(self, server=None, login=None):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from itertools import count
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from microvm._groups import only_error
-from microvm.errors import ConfigError
 from microvm.forwards import sockets
 from microvm.forwards.addresses import Address, TcpAddress, UnixAddress, VsockAddress
 from microvm.forwards.forward import Forward, carrying_to
+from microvm.forwards.host_ports import listen_unguessed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -21,10 +20,6 @@ if TYPE_CHECKING:
 
     from microvm.abc import Guest, GuestChannels
     from microvm.forwards.forward import Handle, Open
-
-FIRST_PORT: Final = 1 << 31
-"""Ports of the host's that the guest's agent dials for `expose`, from here on. Users have the
-lower ones, and connections that the host begins those from 2^30 on."""
 
 
 class ForwardOpener:
@@ -48,7 +43,6 @@ class ForwardOpener:
         self._channels = channels
         self._wait_ready = wait_ready
         self._wait_settled = wait_settled
-        self._ports = count(FIRST_PORT)
 
     async def into_guest(self, begin: TcpAddress | UnixAddress, target: Address) -> Forward:
         """Listen on the host; each connection leads to `target` in the guest.
@@ -113,19 +107,11 @@ class ForwardOpener:
                     yield begin, listener
                 return
             guest = await self._wait_ready()
-            port, listener = self._listen_anywhere()
+            port, listener = listen_unguessed(self._channels)
             async with listener, guest.listen_at(begin, port) as address:
                 yield address, listener
 
         return await self._serve(Forward(target, handle), listen)
-
-    def _listen_anywhere(self) -> tuple[int, Listener[HalfCloseableStream]]:
-        while True:
-            port = next(self._ports)
-            try:
-                return port, self._channels.listen(port)
-            except ConfigError:
-                continue  # the user has that one
 
     async def _serve(self, forward: Forward, listen: Open) -> Forward:
         try:

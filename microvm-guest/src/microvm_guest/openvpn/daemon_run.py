@@ -1,8 +1,12 @@
 """`DaemonRun`: one life of the OpenVPN daemon in the guest.
 
 The thin shell around `session`, which decides. The daemon reads its configuration from its standard
-input and dials our management socket in the guest, which no other than root can reach; both are
+input and dials our management socket in the guest, which is in a directory of root's; both are
 streams through the agent, so that nothing secret is in a file, on a command line or in a log.
+Behind that socket the agent dials a vsock port of ours, as any program of the guest could: it is
+another at each start, chosen by chance, nobody but the agent is told which, and it is taken down
+when the first has come. Who was first had to be root, or to guess one port among 2^31 within the
+second or two in which the daemon starts.
 Whatever it takes long to answer (a person's code, a name to resolve, a route) is done beside the
 reading, so that a flood or a silence of the daemon's holds up nothing.
 """
@@ -21,6 +25,7 @@ import trio
 from microvm.console import visible_text
 from microvm.errors import GuestError, GuestGone, MicrovmError
 from microvm.forwards.addresses import LOOPBACK, TcpAddress, UnixAddress
+from microvm.forwards.host_ports import listen_unguessed
 from microvm_guest._tasks import serving
 from microvm_guest.openvpn import session as s
 from microvm_guest.openvpn.effective import MANAGEMENT, effective_config
@@ -29,7 +34,6 @@ from microvm_guest.openvpn.management import ManagementParser, command
 from microvm_guest.openvpn.places import Places
 from microvm_guest.openvpn.states import ENDED, VpnState
 from microvm_guest.openvpn.status import LogBudget, VpnStatus
-from microvm_guest.ports import VPN_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -162,9 +166,10 @@ class DaemonRun:
 
     async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
         begin = UnixAddress(path=MANAGEMENT)
+        port, listener = listen_unguessed(self._link.channels)
         async with (
-            self._link.channels.listen(VPN_PORT) as listener,
-            self._guest.listen_at(begin, VPN_PORT),
+            listener,
+            self._guest.listen_at(begin, port),
             self._guest.spawn(["openvpn", "--config", "stdin"]) as process,
             serving() as nursery,
         ):
@@ -225,6 +230,7 @@ class DaemonRun:
         assert self._nursery is not None
         stream = await listener.accept()
         async with stream:
+            await listener.aclose()
             self._nursery.start_soon(self._pump, stream)
             parser = ManagementParser()
             self._do(self._session.begin())
