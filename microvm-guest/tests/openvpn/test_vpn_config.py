@@ -191,7 +191,8 @@ def test_a_files_size_is_bounded() -> None:
     assert "more than 1 MiB" in refused("client\nremote a\nca f\n", f=b"x" * (2 << 20))
 
 
-def test_connections_in_blocks_are_counted_with_their_own_ports() -> None:
+def test_connections_in_blocks_are_counted_with_their_own_ports_and_others_are_none() -> None:
+    """OpenVPN does not go to a server in a line of its own, if there is one in a block."""
     config = parse(
         "client\nproto udp\nauth-user-pass\n<connection>\nremote a\nport 53\n</connection>\n"
         "<connection>\nremote b 443 tcp\n</connection>\nremote c\n<ca>\n</ca>\n"
@@ -199,8 +200,8 @@ def test_connections_in_blocks_are_counted_with_their_own_ports() -> None:
     assert config.remotes == (
         Remote(host="a", port=53, proto="udp"),
         Remote(host="b", port=443, proto="tcp"),
-        Remote(host="c", port=1194, proto="udp"),
     )
+    assert config.left_out == ("remote c: OpenVPN goes to the servers in <connection> alone",)
 
 
 @pytest.mark.parametrize(
@@ -217,10 +218,10 @@ def test_a_block_is_one_server_and_its_last_words_count(block: str, remote: Remo
     """As OpenVPN has it, which asks for just that; what stands outside stays as it was."""
     config = parse(
         "client\nauth-user-pass\nproto tcp\nport 1195\nremote z\n<ca>\n</ca>\n"
-        f"<connection>\n{block}\n</connection>\n"
+        f"<connection>\n{block}\n</connection>\n<connection>\nremote y\n</connection>\n"
     )
-    assert config.remotes[0] == Remote(host="z", port=1195, proto="tcp")
-    assert config.remotes[1:] == (() if remote is None else (remote,))
+    last = Remote(host="y", port=1195, proto="tcp")
+    assert config.remotes == ((last,) if remote is None else (remote, last))
 
 
 @pytest.mark.parametrize("host", ["a,b", '"a b"', "a\x1b[2Jb", "a\u202eb"])

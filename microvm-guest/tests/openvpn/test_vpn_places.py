@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from microvm.outbound import OutboundPolicy
-from microvm_guest.openvpn.places import NoWay, Places
+from microvm_guest.openvpn.places import MAX_ADDRESSES, Found, NoWay, Places
 from microvm_guest.openvpn.states import VpnReason
 from microvm_guest.socks5.connector import MAX_LOOKUPS
 
@@ -74,14 +74,47 @@ async def test_the_proxy_is_opened_for_one_address_and_port_at_a_time(names: Ans
     host = Host()
     ways = places(host)
     names("192.0.2.1", "2001:db8::1")
-    assert await ways.find("vpn.example", 1194, "udp") == "192.0.2.1"
+    assert await ways.find("vpn.example", 1194, "udp") == Found("192.0.2.1", untried=1)
     assert host.opened == ["192.0.2.1/32 1194"]
-    assert await ways.find("vpn.example", 1194, "udp") == "2001:db8::1", "each has its turn"
+    found = await ways.find("vpn.example", 1194, "udp")
+    assert found == Found("2001:db8::1", untried=0), "each has its turn"
     assert host.opened == ["2001:db8::1/128 1194"]
-    assert await ways.find("vpn.example", 1194, "udp4") == "192.0.2.1"
-    assert await ways.find("vpn.example", 1194, "tcp6-client") == "2001:db8::1"
+    assert await ways.find("vpn.example", 1194, "udp") == Found("192.0.2.1", untried=1)
+    assert await ways.find("vpn.example", 1194, "udp4") == Found("192.0.2.1", untried=0)
+    assert await ways.find("vpn.example", 1194, "tcp6-client") == Found("2001:db8::1", untried=0)
     await ways.aclose()
     assert host.opened == []
+
+
+async def test_each_address_is_tried_in_whatever_order_a_name_server_tells_them(
+    names: Answers,
+) -> None:
+    """Many turn them round at each question."""
+    ways = places(Host())
+    tried = []
+    for order in ("123", "231", "312", "231"):
+        names(*(f"203.0.113.{number}" for number in order))
+        tried.append(await ways.find("vpn.example", 1194, "udp"))
+    one, two, three = (f"203.0.113.{number}" for number in "123")
+    assert tried == [Found(one, 2), Found(two, 1), Found(three, 0), Found(two, 2)]
+
+
+async def test_each_protocol_has_turns_of_its_own(names: Answers) -> None:
+    ways = places(Host())
+    names("203.0.113.1", "203.0.113.2")
+    for address in ("203.0.113.1", "203.0.113.2"):
+        for proto in ("udp", "tcp-client"):
+            found = await ways.find("vpn.example", 1194, proto)
+            assert isinstance(found, Found)
+            assert found.address == address
+
+
+async def test_of_a_names_addresses_some_are_enough(names: Answers) -> None:
+    ways = places(Host())
+    names(*(f"203.0.113.{number}" for number in range(1, 100)))
+    found = [await ways.find("vpn.example", 1194, "udp") for _ in range(MAX_ADDRESSES + 1)]
+    assert found[0] == found[-1] == Found("203.0.113.1", MAX_ADDRESSES - 1)
+    assert found[-2] == Found(f"203.0.113.{MAX_ADDRESSES}", 0)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +159,7 @@ async def test_of_several_addresses_those_that_are_not_refused_are_taken(names: 
     ways = places(Host())
     names("127.0.0.1", "10.99.7.2", "::1")
     for _ in range(3):
-        assert await ways.find("vpn.example", 1194, "udp") == "10.99.7.2"
+        assert await ways.find("vpn.example", 1194, "udp") == Found("10.99.7.2", 0)
 
 
 @pytest.mark.parametrize(
@@ -135,20 +168,21 @@ async def test_of_several_addresses_those_that_are_not_refused_are_taken(names: 
 async def test_a_name_may_lead_into_a_private_network(names: Answers, address: str) -> None:
     """A company's VPN; and where a resolver answers with addresses of its own (198.18.0.0/15)."""
     names(address)
-    assert await places(Host()).find("vpn.example", 1194, "udp") == address
+    assert await places(Host()).find("vpn.example", 1194, "udp") == Found(address, 0)
 
 
 async def test_an_address_that_the_configuration_itself_names_is_gone_to() -> None:
     """A wrapper of this host's, such as stunnel."""
     host = Host()
-    assert await places(host).find("127.0.0.1", 1194, "tcp-client") == "127.0.0.1"
+    assert await places(host).find("127.0.0.1", 1194, "tcp-client") == Found("127.0.0.1", 0)
     assert host.opened == ["127.0.0.1/32 1194"]
 
 
 async def test_a_guest_with_a_network_of_its_own_is_told_addresses_of_ipv4(names: Answers) -> None:
     host = Host()
     names("2001:db8::1", "192.0.2.1")
-    assert await places(host, proxy=False).find("vpn.example", 1194, "udp") == "192.0.2.1"
+    found = await places(host, proxy=False).find("vpn.example", 1194, "udp")
+    assert found == Found("192.0.2.1", 0)
     assert host.holes == []
 
 

@@ -101,6 +101,78 @@ def test_each_server_is_tried_once_before_one_gives_up(remotes: int) -> None:
     assert one.error().remedy
 
 
+def attempts(one: s.Session, untried: list[int], *servers: Remote) -> int:
+    """How many it takes until it is given up. Of each the name has so many addresses left."""
+    for number, left in enumerate(untried):
+        server = servers[number % len(servers)] if servers else SERVER
+        (find, _) = feed(one, m.Remote(host=server.host, port=server.port, proto="udp"))
+        assert isinstance(find, s.FindWay)
+        told = one.found(find, "192.0.2.7", left)
+        assert told == [s.Send(f"remote MOD 192.0.2.7 {server.port}\n".encode())]
+        steps = feed(one, state("WAIT"), state("RECONNECTING", "server_poll"))
+        if s.Send(b"signal SIGTERM\n") in steps:
+            assert (one.status.state, one.status.reason) == (S.FAILED, R.SERVER_UNREACHABLE)
+            return number + 1
+    raise AssertionError("it is not given up")
+
+
+def test_each_address_of_a_name_is_tried_before_one_gives_up() -> None:
+    assert attempts(session(), [0] * 9) == 1
+    assert attempts(session(), [2, 1, 0, 2, 1, 0]) == 3
+    assert attempts(session(2), [2, 1, 0, 2, 1, 0]) == 3, "one name in two lines"
+
+
+def test_each_address_of_each_name_is() -> None:
+    """OpenVPN takes them in turn, so who has fewer is tried again meanwhile."""
+    a, b = SERVER, Remote(host="b", port=443, proto="udp")
+    assert attempts(s.Session(ME, [a, b]), [0, 2, 0, 1, 0, 0, 0, 2], a, b) == 6
+    assert attempts(s.Session(ME, [a, b]), [1, 2, 0, 1, 1, 0, 0, 2], a, b) == 6
+
+
+def test_there_is_an_end_to_a_name_that_has_ever_more_addresses() -> None:
+    assert attempts(session(), [7] * 99) == s.MAX_ATTEMPTS
+    assert attempts(session(30), [7] * 99) == 30, (
+        "each server that the configuration names is tried"
+    )
+
+
+def test_an_address_that_is_found_too_late_is_not_told() -> None:
+    one = session()
+    (find, _) = feed(one, ATTEMPT[0])
+    assert isinstance(find, s.FindWay)
+    one.broke("nonsense", 2.0)
+    assert one.found(find, "192.0.2.7", 3) == []
+
+
+@pytest.mark.parametrize("proto", ["", "udp5", "tcp-server", "udp-client-x", "udp\n"])
+def test_a_protocol_that_openvpn_does_not_have_is_none(proto: str) -> None:
+    """Row 93: what has been tried is kept by server and protocol."""
+    one = session()
+    steps = feed(one, m.Remote(host=SERVER.host, port=SERVER.port, proto=proto))
+    assert s.Send(b"signal SIGTERM\n") in steps
+    assert one.status.reason is R.PROTOCOL
+
+
+def test_a_name_that_is_not_found_is_passed_over_for_the_next_server() -> None:
+    """But for the last of them: OpenVPN ends when all were passed over."""
+    other = Remote(host="b", port=443, proto="udp")
+    one = s.Session(ME, [SERVER, other])
+    feed(one, *ATTEMPT)
+    one.way_is_open(1.0)
+    feed(one, state("RECONNECTING", "ping-restart"))
+    skip = s.Send(b"remote SKIP\n")
+    for _ in range(3):
+        (find, _) = feed(one, m.Remote(host="b", port=443, proto="udp"))
+        assert one.no_way(R.NAME_NOT_FOUND, "", 2.0) == [skip, s.Tell()]
+        (find, _) = feed(one, ATTEMPT[0])
+        for _ in range(3):
+            again = s.FindWay(SERVER.host, SERVER.port, "udp", after_s=s.RETRY_NAME_S)
+            assert one.no_way(R.NAME_NOT_FOUND, "", 2.0) == [again, s.Tell()]
+        assert isinstance(find, s.FindWay)
+        one.found(find, "192.0.2.7", 0)
+        feed(one, state("WAIT"), state("RECONNECTING", "server_poll"))
+
+
 def test_a_restart_of_our_own_is_no_failed_attempt() -> None:
     """After a sleep of the host's, while it still connects."""
     one = session()
@@ -188,7 +260,8 @@ def test_each_server_that_it_names_is() -> None:
 def test_a_way_that_is_not_found_fails_with_what_was_found_instead() -> None:
     one = session(2)
     said = "a is at 127.0.0.1: loopback."
-    assert one.no_way(R.NAME_REFUSED, said, 1.0) == [s.Tell()]
+    feed(one, ATTEMPT[0])
+    assert one.no_way(R.NAME_REFUSED, said, 1.0) == [s.Send(b"remote SKIP\n"), s.Tell()]
     assert (one.status.state, one.status.reason) == (S.CONNECTING, R.NAME_REFUSED)
     assert s.Send(b"signal SIGTERM\n") in one.no_way(R.NAME_REFUSED, said, 1.0)
     assert (one.status.state, one.status.reason) == (S.FAILED, R.NAME_REFUSED)

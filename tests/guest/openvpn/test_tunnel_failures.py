@@ -1,10 +1,13 @@
 """A VPN in a real guest: whatever goes wrong has a name and a remedy."""
 
+import socket
+from typing import Any
+
 import attrs
 import pytest
 import trio
 from tests.guest.openvpn.tunnels import ME, config_file, failure, needs_a_server, tunnel, until
-from tests.guest.vpn_server import INSIDE, WEB_PORT, VpnServer
+from tests.guest.vpn_server import INSIDE, PORT, SERVER, WEB_PORT, VpnServer
 
 from microvm import GuestError, Machine
 from microvm_guest.openvpn import (
@@ -78,6 +81,30 @@ async def test_a_name_that_is_nobodys_is_named(udp: VpnServer) -> None:
     config = config_file(udp, host="nobody.invalid")
     async with Machine(vpn_machine()) as machine, OpenVpnTunnel(machine, config, ME) as vpn:
         assert (await failure(vpn)).reason is VpnReason.NAME_NOT_FOUND
+
+
+async def test_a_name_that_is_nobodys_hides_no_other_server(udp: VpnServer) -> None:
+    config = config_file(udp, f"remote {SERVER} {PORT}", host="nobody.invalid")
+    async with Machine(vpn_machine()) as machine, OpenVpnTunnel(machine, config, ME) as vpn:
+        with trio.fail_after(60):
+            await vpn.wait_connected()
+
+
+async def test_a_dead_address_of_a_name_hides_no_other(
+    udp: VpnServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One host of a round-robin name, or IPv6 that is half there."""
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host: str, *more: Any, **other: Any) -> list[Any]:
+        names = ("198.51.100.7", SERVER) if host == "vpn.example" else (host,)
+        return [entry for name in names for entry in real(name, *more, **other)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    config = config_file(udp, "connect-timeout 3", host="vpn.example")
+    async with Machine(vpn_machine()) as machine, OpenVpnTunnel(machine, config, ME) as vpn:
+        with trio.fail_after(60):
+            await vpn.wait_connected()
 
 
 @pytest.mark.slow

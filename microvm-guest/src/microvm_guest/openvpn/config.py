@@ -137,6 +137,7 @@ class _Reader:
         self._kept: list[Directive] = []
         self._left_out: list[str] = []
         self._remotes: list[tuple[str, str | None, str | None]] = []
+        self._in_blocks: list[tuple[str, str | None, str | None]] = []
         self._defaults = {"port": "1194", "proto": "udp"}
         self._wants_password = False
         self._credentials: Credentials | None = None
@@ -312,7 +313,7 @@ class _Reader:
         inner, found_here, here = self._kept, self._remotes, self._defaults
         self._kept, self._remotes, self._defaults = outside
         if found_here:
-            self._remotes.append((found_here[-1][0], here["port"], here["proto"]))
+            self._in_blocks.append((found_here[-1][0], here["port"], here["proto"]))
         body = "".join(f"{words.join(one.words)}\n" for one in inner)
         self._kept.append(Directive(words=("connection",), inline=body))
 
@@ -386,7 +387,12 @@ class _Reader:
 
     def _checked_remotes(self) -> tuple[Remote, ...]:
         remotes = []
-        for host, port, proto in self._remotes:
+        if self._in_blocks:
+            self._left_out += (
+                f"remote {host}: OpenVPN goes to the servers in <connection> alone"
+                for host, _, _ in self._remotes
+            )
+        for host, port, proto in self._in_blocks or self._remotes:
             text = self._defaults["port"] if port is None else port
             if not (_PORT.fullmatch(text) and 0 < int(text) < 65536):
                 self._problem(1, "The port of a 'remote' is no number from 1 to 65535.")

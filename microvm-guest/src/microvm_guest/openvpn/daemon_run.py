@@ -31,7 +31,7 @@ from microvm_guest.openvpn import session as s
 from microvm_guest.openvpn.effective import MANAGEMENT, effective_config
 from microvm_guest.openvpn.errors import ManagementError, VpnFailed
 from microvm_guest.openvpn.management import ManagementParser, command
-from microvm_guest.openvpn.places import Places
+from microvm_guest.openvpn.places import Found, Places
 from microvm_guest.openvpn.states import ENDED, VpnState
 from microvm_guest.openvpn.status import LogBudget, VpnStatus
 
@@ -56,7 +56,6 @@ TERM_WITHIN_S: Final = 3.0
 RETRY_WAY_S: Final = 1.0
 """From a way that could not be opened to the next attempt. If the cause is that the interface has
 just gone, the daemon says so within that time."""
-RETRY_NAME_S: Final = 5.0
 GIVEN_UP_AFTER_S: Final = 5.0
 """Of standing still. A network forgets those it does not hear from after half a minute or more,
 a server after a few of its pings; whoever stood for less is still known, and goes on."""
@@ -339,14 +338,12 @@ class DaemonRun:
         self._do(self._session.answered(challenge, answer, time.time()))
 
     async def _find_way(self, wanted: s.FindWay) -> None:
-        while True:
-            await trio.sleep(BREATH_S)
-            place = await self._places.find(wanted.host, wanted.port, wanted.proto)
-            if isinstance(place, str):
-                self._put(command("remote", "MOD", place, str(wanted.port)))
-                return
+        await trio.sleep(max(BREATH_S, wanted.after_s))
+        place = await self._places.find(wanted.host, wanted.port, wanted.proto)
+        if isinstance(place, Found):
+            self._do(self._session.found(wanted, place.address, place.untried))
+        else:
             self._do(self._session.no_way(place.reason, place.said, time.time()))
-            await trio.sleep(RETRY_NAME_S)
 
     async def _walk(self) -> None:
         """Open and shut the way, in the order in which it was said."""

@@ -28,8 +28,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("microvm.vpn")
 
+MAX_ADDRESSES: Final = 8
+"""Of one name; more are not looked at."""
 FREE_WITHIN_S: Final = 2.0
 """For the agent to let go of a port that was listened at."""
+
+
+@attrs.frozen
+class Found:
+    """There is one."""
+
+    address: str
+    """Numeric."""
+    untried: int
+    """How many others the name has whose turn has not come yet."""
 
 
 @attrs.frozen
@@ -54,12 +66,13 @@ class Places:
         self._proxy_port = proxy_port
         self._open: Forward | None = None
         self._open_for: tuple[str, int] | None = None
-        self._tries: dict[tuple[str, int], int] = {}
+        self._tried: dict[tuple[str, int, str], list[str]] = {}
+        """Which addresses, and not how many: resolvers tell them in another order each time."""
         self._lookups = trio.CapacityLimiter(MAX_LOOKUPS)
         """Our own, so that names which nobody answers for hold up nothing else of the program's."""
 
-    async def find(self, host: str, port: int, proto: str) -> str | NoWay:
-        """A numeric address to connect to now; at each call the next that the name has.
+    async def find(self, host: str, port: int, proto: str) -> Found | NoWay:
+        """An address to connect to now; at each call another, until the name has no more of them.
 
         Raises:
             GuestError: the guest can't have the proxy.
@@ -74,15 +87,17 @@ class Places:
             found = _of_dhcp(found)
         elif not _is_numeric(host):
             found, refused = _without_our_own(host, found)
-        addresses = list(dict.fromkeys(str(place.numeric) for place in found))
+        addresses = list(dict.fromkeys(str(place.numeric) for place in found))[:MAX_ADDRESSES]
         if not addresses:
             return refused or NoWay(VpnReason.NAME_NOT_FOUND)
-        turn = self._tries.get((host, port), 0)
-        self._tries[host, port] = turn + 1
-        address = addresses[turn % len(addresses)]
+        tried = [one for one in self._tried.get((host, port, proto), ()) if one in addresses]
+        if len(tried) == len(addresses):
+            tried = []
+        address, *untried = (one for one in addresses if one not in tried)
+        self._tried[host, port, proto] = [*tried, address]
         if self._proxy_port is not None:
             await self._lead_to(address, port)
-        return address
+        return Found(address, len(untried))
 
     async def _lead_to(self, address: str, port: int) -> None:
         if self._open_for == (address, port):

@@ -10,6 +10,7 @@ name to resolve, the way to open. The session decides; it never waits.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -42,6 +43,13 @@ if TYPE_CHECKING:
 MAX_HOLD_S: Final = 30
 MAX_BACKOFF_S: Final = 300
 """The same, of a server that has asked for time."""
+MAX_ATTEMPTS: Final = 16
+"""To come up at first, for the sake of names with several addresses: each takes its time, and who
+waits wants to know. Configurations that name more servers have one for each."""
+RETRY_NAME_S: Final = 5.0
+"""From a name that was not found to the next time that it is looked for."""
+_PROTO: Final = re.compile(r"(?:udp|tcp)[46]?(?:-client)?")
+"""OpenVPN's words for what a client speaks (proto2ascii of its socket.c)."""
 MAX_TELLING: Final = 8
 """Lines that are kept of what an attempt says about the configuration."""
 
@@ -69,11 +77,16 @@ class Wait:
 
 @attrs.frozen
 class FindWay:
-    """Answer ``>REMOTE``: resolve it and see that the guest can get there."""
+    """Answer ``>REMOTE``: resolve it and see that the guest can get there.
+
+    Then say so by `Session.found` or `Session.no_way`.
+    """
 
     host: str
     port: int
     proto: str
+    after_s: float = 0.0
+    """To be waited first."""
 
 
 @attrs.frozen
@@ -113,7 +126,7 @@ class Session:
     Args:
         credentials: What the user knows.
         remotes: The configuration's servers. The daemon is not let to others, whatever it asks
-            for; and the first attempt is over when each was tried.
+            for; and it has failed to come up when each was tried, at each of its addresses.
         dns: Name servers of the user's choice, in place of those that the VPN pushes.
     """
 
@@ -126,6 +139,12 @@ class Session:
         self._servers = frozenset((one.host, one.port) for one in remotes)
         self._own_dns = dns
         self._failed_attempts = 0
+        self._finding: FindWay | None = None
+        """What the daemon has asked for last."""
+        self._untried: dict[tuple[str, int, str], int] = {}
+        """Addresses of the servers' names that have not had their turn."""
+        self._passed_over = 0
+        """Servers in a row whose names were not found."""
         self._cause: VpnReason | None = None
         self._standing: VpnReason | None = None
         """What is so whatever the attempt: our own certificate's end."""
@@ -211,7 +230,7 @@ class Session:
         told_to = line.detail.startswith("SIGUSR1") or self._dynamic is not None or excused
         if line.name == "RECONNECTING" and was is not VpnState.CONNECTED and not told_to:
             self._failed_attempts += 1
-            if not self.status.connects and self._failed_attempts >= self._remotes:
+            if not self.status.connects and self._all_tried():
                 reason = self._why() or VpnReason.SERVER_UNREACHABLE
                 said = quoted_of_config(self._wrong) if reason is VpnReason.BAD_CONFIG else ""
                 return [*steps, *self._fail(reason, said, now)]
@@ -236,6 +255,12 @@ class Session:
             self._enter(state, why, SENTENCES[why] + said if why else "", now)
             steps.append(Tell())
         return steps
+
+    def _all_tried(self) -> bool:
+        if self._failed_attempts < self._remotes:
+            return False
+        bound = max(self._remotes, MAX_ATTEMPTS)
+        return self._failed_attempts >= bound or not any(self._untried.values())
 
     def way_is_open(self, now: float) -> list[Step]:
         """`OpenWay` has been done."""
@@ -289,12 +314,25 @@ class Session:
         if (host, port) not in self._servers:
             asked = f"It asks for {host}:{port}, which the configuration does not name."
             return self.broke(asked, now)
+        if not _PROTO.fullmatch(proto):
+            return self.broke(f"It asks for a protocol that is none: {proto!r}.", now)
         if self.status.state is not VpnState.CONNECTED:
             self._cause = None
             self._said = ""
             self._wrong.clear()
         self.status = attrs.evolve(self.status, server=f"{host}:{port}")
-        return [FindWay(host, port, proto), Tell()]
+        self._finding = FindWay(host, port, proto)
+        return [self._finding, Tell()]
+
+    def found(self, way: FindWay, address: str, untried: int) -> list[Step]:
+        """`FindWay` has led to this address; so many others of the name's had no turn yet."""
+        if self.status.state in ENDED:
+            return []
+        key = way.host, way.port, way.proto
+        # Their turns begin anew while others' last: what was tried once is tried.
+        self._untried[key] = min(untried, self._untried.get(key, untried))
+        self._passed_over = 0
+        return [Send(m.command("remote", "MOD", address, str(way.port)))]
 
     # --- secrets --------------------------------------------------------------------------
 
@@ -380,12 +418,21 @@ class Session:
 
     def no_way(self, reason: VpnReason, said: str, now: float) -> list[Step]:
         """`FindWay` has found none: one more attempt that failed."""
+        if self.status.state in ENDED or self._finding is None:
+            return []
+        way = self._finding
         self._failed_attempts += 1
-        if not self.status.connects and self._failed_attempts >= self._remotes:
+        self._untried[way.host, way.port, way.proto] = 0
+        if not self.status.connects and self._all_tried():
             return self._fail(reason, said, now)
         self._cause = reason
         self._enter(self.status.state, reason, f"{SENTENCES[reason]} {said}".rstrip(), now)
-        return [Tell()]
+        # A daemon whose servers are all passed over, and again, ends: "No usable connection
+        # profiles are present".
+        if self._passed_over < self._remotes - 1:
+            self._passed_over += 1
+            return [Send(m.command("remote", "SKIP")), Tell()]
+        return [attrs.evolve(way, after_s=RETRY_NAME_S), Tell()]
 
     def broke(self, error: str, now: float) -> list[Step]:
         """What it said can't be understood, or the guest can't do what is needed."""
