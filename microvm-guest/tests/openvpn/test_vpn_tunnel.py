@@ -10,10 +10,17 @@ import trio.testing
 
 from microvm.errors import ConfigError, GuestError, GuestGone, GuestRefused
 from microvm.host_clocks import ClockJump
-from microvm_guest.openvpn import OpenVpnTunnel, StateChanged, VpnReason, VpnState
+from microvm_guest.openvpn import (
+    Credentials,
+    OpenVpnTunnel,
+    StateChanged,
+    VpnFailed,
+    VpnReason,
+    VpnState,
+)
 from microvm_guest.openvpn.daemon_run import GIVEN_UP_AFTER_S, TERM_WITHIN_S
 
-from .scripted_daemon import BROKEN, REFUSED, RESTART, TERM, UP, Rig
+from .scripted_daemon import BROKEN, PARSED, REFUSED, RESTART, TERM, UP, Rig
 
 
 def in_no_time(test: Callable[..., Awaitable[None]]) -> Any:
@@ -165,6 +172,76 @@ async def test_a_machine_has_one_tunnel_until_that_is_over() -> None:
                 raise AssertionError
         rig.daemon.end()
         await vpn.wait_ended()
+
+
+@in_no_time
+async def test_of_two_starts_at_once_the_second_is_refused_and_the_first_can_be_stopped() -> None:
+    rig = Rig()
+    refused: list[ConfigError] = []
+
+    async def start() -> None:
+        try:
+            await vpn.start(PARSED, Credentials("me", "secret"))
+        except ConfigError as error:
+            refused.append(error)
+
+    async with rig.tunnel(started=False) as vpn:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(start)
+            nursery.start_soon(start)
+        (error,) = refused
+        assert (error.message, error.remedy) == ("The tunnel is running.", "Stop it first.")
+        await rig.connect(vpn)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.daemon.serve_signals)
+            await vpn.stop()
+        assert vpn.status.state is VpnState.STOPPED
+    assert not rig.daemon.killed
+
+
+@in_no_time
+async def test_of_two_tunnels_begun_at_once_the_first_goes_on_and_hears_of_the_clock() -> None:
+    rig = Rig()
+    refused: list[ConfigError] = []
+    up = trio.Event()
+
+    async def hold() -> None:
+        try:
+            async with rig.tunnel():
+                up.set()
+                await trio.sleep_forever()
+        except ConfigError as error:
+            refused.append(error)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hold)
+        nursery.start_soon(hold)
+        await up.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        (error,) = refused
+        assert error.message == "This machine has a tunnel already."
+        await rig.daemon.connect()
+        await rig.scripted.clock_changed(ClockJump(slept_s=3600.0, set_by_s=0.0))
+        await rig.daemon.heard(RESTART)
+        rig.daemon.end()
+        nursery.cancel_scope.cancel()
+    assert rig.scripted.on_clock_change is None
+
+
+@in_no_time
+async def test_a_tunnel_may_be_stopped_while_it_starts() -> None:
+    rig = Rig()
+    rig.spawn_hangs = True
+    async with rig.tunnel(started=False) as vpn, trio.open_nursery() as nursery:
+
+        async def start() -> None:
+            with pytest.raises(VpnFailed, match="stopped while it started"):
+                await vpn.start(PARSED, Credentials("me", "secret"))
+
+        nursery.start_soon(start)
+        await trio.testing.wait_all_tasks_blocked()
+        await vpn.stop()
+    assert rig.scripted.on_clock_change is None
 
 
 # --- its management ----------------------------------------------------------------------------

@@ -23,7 +23,7 @@ import attrs
 import trio
 
 from microvm.console import visible_text
-from microvm.errors import GuestError, GuestGone, MicrovmError
+from microvm.errors import ConfigError, GuestError, GuestGone, MicrovmError
 from microvm.forwards.addresses import LOOPBACK, TcpAddress, UnixAddress
 from microvm.forwards.host_ports import listen_unguessed
 from microvm_guest._tasks import serving
@@ -32,7 +32,7 @@ from microvm_guest.openvpn.effective import MANAGEMENT, effective_config
 from microvm_guest.openvpn.errors import ManagementError, VpnFailed
 from microvm_guest.openvpn.management import ManagementParser, command
 from microvm_guest.openvpn.places import Found, Places
-from microvm_guest.openvpn.states import ENDED, VpnState
+from microvm_guest.openvpn.states import ENDED, VpnReason, VpnState
 from microvm_guest.openvpn.status import LogBudget, VpnStatus
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from trio.abc import HalfCloseableStream, ReceiveStream
 
     from microvm import Machine
-    from microvm.abc import Guest, GuestProcess
+    from microvm.abc import GuestProcess
     from microvm.host_clocks import ClockJump
     from microvm_guest.openvpn.config import OpenVpnConfig
     from microvm_guest.openvpn.credentials import Challenge, Credentials
@@ -92,7 +92,6 @@ class DaemonRun:
     Args:
         watcher: Told what there is to see.
         machine: Where it runs.
-        guest: The machine's, which is ready.
         link: The provisioner's own.
         config: What the daemon is given, and `credentials` what the user knows.
         dns: Name servers in place of the VPN's, if any.
@@ -103,7 +102,6 @@ class DaemonRun:
         self,
         watcher: Watcher,
         machine: Machine,
-        guest: Guest,
         link: OpenVpnLink,
         config: OpenVpnConfig,
         credentials: Credentials,
@@ -112,7 +110,6 @@ class DaemonRun:
     ) -> None:
         self._watcher = watcher
         self._machine = machine
-        self._guest = guest
         self._link = link
         self._config = config
         self._credentials = credentials
@@ -138,11 +135,31 @@ class DaemonRun:
         self._under_way: dict[str, trio.CancelScope] = {}
         self._over = trio.Event()
 
+    def claim(self) -> None:
+        """Be the one run of this machine's until `serve` ends, which is to follow at once.
+
+        Raises:
+            ConfigError: it has another.
+        """
+        if self._link.on_clock_change is not None:
+            raise ConfigError("This machine has a tunnel already.", remedy="Stop it first.")
+        self._link.on_clock_change = self._clock_changed
+
     async def serve(self, task_status: trio.TaskStatus[None]) -> None:
-        """Run the daemon to its end."""
+        """Run the daemon to its end.
+
+        Raises, before it runs:
+            MicrovmError: the machine or its guest can't run it, or it was stopped meanwhile.
+        """
         try:
             with self._scope:
                 await self._serve(task_status)
+            if not self._ran:
+                raise VpnFailed(
+                    "The VPN was stopped while it started.",
+                    reason=VpnReason.DAEMON_DIED,
+                    remedy="Start it again.",
+                )
         except (MicrovmError, BaseExceptionGroup) as caught:
             error = _ours(caught)
             if error is None or not self._ran:
@@ -157,23 +174,24 @@ class DaemonRun:
                 await self._places.aclose()
             asked = self._asked_to_end or cancelled
             printed = [line[:MAX_PRINTED] for line in self._printed]
-            self._do(self._session.ended(printed, time.time(), asked=asked))
-            self._tell()
+            if self._ran:  # else nobody was told that it had begun
+                self._do(self._session.ended(printed, time.time(), asked=asked))
+                self._tell()
             self._link.on_clock_change = None
             self._watcher.run_is_over()
             self._over.set()
 
     async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
         begin = UnixAddress(path=MANAGEMENT)
+        guest = await self._machine.wait_ready()
         port, listener = listen_unguessed(self._link.channels)
         async with (
             listener,
-            self._guest.listen_at(begin, port),
-            self._guest.spawn(["openvpn", "--config", "stdin"]) as process,
+            guest.listen_at(begin, port),
+            guest.spawn(["openvpn", "--config", "stdin"]) as process,
             serving() as nursery,
         ):
             self._nursery = nursery
-            self._link.on_clock_change = self._clock_changed
             self._watcher.publish(attrs.evolve(self._session.status, since=time.time()), None)
             nursery.start_soon(self._feed, process)
             nursery.start_soon(self._read_output, process.stdout)
@@ -199,9 +217,10 @@ class DaemonRun:
     async def stop(self) -> None:
         """As `OpenVpnTunnel.stop`."""
         self._asked_to_end = True
-        self._put(command("signal", "SIGTERM"))
-        with trio.move_on_after(TERM_WITHIN_S):
-            await self._over.wait()
+        if self._ran:
+            self._put(command("signal", "SIGTERM"))
+            with trio.move_on_after(TERM_WITHIN_S):
+                await self._over.wait()
         self._scope.cancel()
         await self._over.wait()
 
@@ -382,7 +401,7 @@ class DaemonRun:
 
     async def _clock_changed(self, jump: ClockJump) -> None:
         """The guest stood still: connect anew, without waiting for a timeout to find out."""
-        if jump.slept_s < GIVEN_UP_AFTER_S:
+        if jump.slept_s < GIVEN_UP_AFTER_S or not self._ran:
             return
         if self._holding:
             self._hurry.set()

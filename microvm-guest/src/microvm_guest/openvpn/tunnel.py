@@ -91,6 +91,7 @@ class OpenVpnTunnel:
             if self._config is not None:
                 await self.start(self._config, self._credentials)
         except BaseException as error:
+            self._nursery = None
             await self._scope.__aexit__(type(error), error, error.__traceback__)
             raise
         return self
@@ -102,6 +103,7 @@ class OpenVpnTunnel:
         traceback: TracebackType | None,
     ) -> None:
         assert self._scope is not None
+        self._nursery = None  # nothing is started any more
         try:
             if self._machine.state == "running":
                 with trio.CancelScope(shield=True):  # it is bounded by itself
@@ -122,8 +124,9 @@ class OpenVpnTunnel:
 
         Raises:
             VpnConfigError: the configuration can't be used.
-            ConfigError: there is no provisioner `openvpn`, or a tunnel is running.
+            ConfigError: there is no provisioner `openvpn`, or a tunnel is running or starting.
             GuestError: the guest has no OpenVPN.
+            VpnFailed: it was stopped while it started.
         """
         if self._nursery is None:
             raise RuntimeError("The tunnel is not entered: use `async with OpenVpnTunnel(...)`.")
@@ -131,23 +134,16 @@ class OpenVpnTunnel:
             raise ConfigError("The tunnel is running.", remedy="Stop it first.")
         parsed = config if isinstance(config, OpenVpnConfig) else read_config(Path(config))
         known = credentials or parsed.credentials or Credentials()
-        guest = await self._machine.wait_ready()
         link = self._machine.link(OpenVpnLink)
-        if link.on_clock_change is not None:
-            raise ConfigError("This machine has a tunnel already.", remedy="Stop it first.")
-        self._error = None
-        run = DaemonRun(self, self._machine, guest, link, parsed, known, self._dns, self._outbound)
+        run = DaemonRun(self, self._machine, link, parsed, known, self._dns, self._outbound)
+        run.claim()  # before anything is waited for: of two at once the second is refused
         self._run = run
         try:
             await self._nursery.start(run.serve)
         except BaseExceptionGroup as group:
-            self._run = None
             from microvm._groups import only_error
 
             raise only_error(group) from None
-        except BaseException:
-            self._run = None
-            raise
         run.end_by_itself()
 
     async def stop(self) -> None:
