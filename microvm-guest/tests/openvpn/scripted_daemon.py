@@ -114,13 +114,14 @@ class Daemon:
         """To the host."""
         await self._stream.send_all("".join(f"{line}\n" for line in lines).encode())
 
-    async def heard(self, command: str) -> None:
-        """Wait for a command, which is taken away with all before it."""
+    async def heard(self, command: str) -> str:
+        """Wait for a command, which is taken away with all before it; that is given back."""
         while f"{command}\n" not in self._heard:
             data = await self._stream.receive_some()
             assert data, f"the host hung up and had not said {command}"
             self._heard += data.decode()
-        self._heard = self._heard.partition(f"{command}\n")[2]
+        before, _, self._heard = self._heard.partition(f"{command}\n")
+        return before
 
     async def serve_signals(self) -> None:
         """End at SIGTERM; what comes before is not looked at."""

@@ -173,6 +173,25 @@ def test_a_name_that_is_not_found_is_passed_over_for_the_next_server() -> None:
         feed(one, state("WAIT"), state("RECONNECTING", "server_poll"))
 
 
+def test_while_the_daemon_waits_for_us_it_can_not_be_told_to_restart() -> None:
+    one = session()
+    assert not one.is_waited_for
+    (find, _) = feed(one, ATTEMPT[0])
+    assert isinstance(find, s.FindWay)
+    assert one.is_waited_for
+    one.no_way(R.NAME_NOT_FOUND, "", 1.0)
+    one = session(2)
+    (find, _) = feed(one, ATTEMPT[0])
+    assert isinstance(find, s.FindWay)
+    one.found(find, "192.0.2.7", 0)
+    assert not one.is_waited_for
+    (ask,) = feed(one, m.NeedPassword(realm="Auth", username=True, challenge="Code?"))
+    assert isinstance(ask, s.Ask)
+    assert one.is_waited_for
+    one.answered(ask.challenge, "1", 1.0)
+    assert not one.is_waited_for
+
+
 def test_a_restart_of_our_own_is_no_failed_attempt() -> None:
     """After a sleep of the host's, while it still connects."""
     one = session()
@@ -263,6 +282,7 @@ def test_a_way_that_is_not_found_fails_with_what_was_found_instead() -> None:
     feed(one, ATTEMPT[0])
     assert one.no_way(R.NAME_REFUSED, said, 1.0) == [s.Send(b"remote SKIP\n"), s.Tell()]
     assert (one.status.state, one.status.reason) == (S.CONNECTING, R.NAME_REFUSED)
+    feed(one, ATTEMPT[0])
     assert s.Send(b"signal SIGTERM\n") in one.no_way(R.NAME_REFUSED, said, 1.0)
     assert (one.status.state, one.status.reason) == (S.FAILED, R.NAME_REFUSED)
     assert one.status.detail.endswith(said)

@@ -11,6 +11,7 @@ import trio.testing
 from microvm.errors import ConfigError, GuestError, GuestGone, GuestRefused
 from microvm.host_clocks import ClockJump
 from microvm_guest.openvpn import (
+    Challenge,
     Credentials,
     OpenVpnTunnel,
     StateChanged,
@@ -440,4 +441,27 @@ async def test_only_a_guest_that_stood_still_for_long_connects_anew(
         await trio.sleep(60)
         assert heard == ([RESTART] if anew else [])
         nursery.cancel_scope.cancel()
+        rig.daemon.end()
+
+
+@in_no_time
+async def test_a_sleep_while_somebody_is_asked_for_a_code_is_not_told() -> None:
+    """OpenVPN ends at any signal while it waits for a password, or for the way to a server."""
+    rig = Rig()
+    asked = trio.Event()
+
+    async def answer(challenge: Challenge) -> str:
+        asked.set()
+        await trio.sleep(60)
+        return "123456"
+
+    machine: Any = rig
+    me = Credentials("me", "secret", answer=answer)
+    async with OpenVpnTunnel(machine, PARSED, me):
+        await rig.daemon.connect()
+        await rig.daemon.say(">PASSWORD:Need 'Auth' username/password SC:1,Code?")
+        await asked.wait()
+        await rig.scripted.clock_changed(ClockJump(slept_s=3600.0, set_by_s=0.0))
+        before = await rig.daemon.heard('username "Auth" "me"')
+        assert RESTART not in before
         rig.daemon.end()

@@ -405,6 +405,8 @@ class DaemonRun:
             return
         if self._holding:
             self._hurry.set()
+        elif self._session.is_waited_for:
+            return  # it has not begun, and would end
         elif self._session.status.state not in (*ENDED, VpnState.EXITING):
             self._put(command("signal", "SIGUSR1"))
 

@@ -164,6 +164,16 @@ class Session:
         self._pushed_dns: tuple[str, ...] = ()
         self._up = False
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether the daemon has asked us something. Then it must not be told to restart.
+
+        With 2.6.14 it ends at any signal: "could not read Auth username/password" is fatal, and
+        what comes while it asks for the way becomes a SIGHUP, at which it reads its configuration
+        again, from a standard input that is empty by now.
+        """
+        return self._finding is not None or self._asking is not None
+
     # --- what the daemon says -------------------------------------------------------------
 
     def begin(self) -> list[Step]:
@@ -332,6 +342,7 @@ class Session:
         # Their turns begin anew while others' last: what was tried once is tried.
         self._untried[key] = min(untried, self._untried.get(key, untried))
         self._passed_over = 0
+        self._finding = None
         return [Send(m.command("remote", "MOD", address, str(way.port)))]
 
     # --- secrets --------------------------------------------------------------------------
@@ -431,6 +442,7 @@ class Session:
         # profiles are present".
         if self._passed_over < self._remotes - 1:
             self._passed_over += 1
+            self._finding = None
             return [Send(m.command("remote", "SKIP")), Tell()]
         return [attrs.evolve(way, after_s=RETRY_NAME_S), Tell()]
 
