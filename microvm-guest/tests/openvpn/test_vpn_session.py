@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from microvm_guest.openvpn import management as m
 from microvm_guest.openvpn import session as s
+from microvm_guest.openvpn.attempts import MAX_ATTEMPTS
 from microvm_guest.openvpn.causes import REMEDIES, SENTENCES, cause_in, more_telling
 from microvm_guest.openvpn.config import Remote
 from microvm_guest.openvpn.states import ENDED, TABLE, VpnReason, VpnState, after
@@ -130,7 +131,7 @@ def test_each_address_of_each_name_is() -> None:
 
 
 def test_there_is_an_end_to_a_name_that_has_ever_more_addresses() -> None:
-    assert attempts(session(), [7] * 99) == s.MAX_ATTEMPTS
+    assert attempts(session(), [7] * 99) == MAX_ATTEMPTS
     assert attempts(session(30), [7] * 99) == 30, (
         "each server that the configuration names is tried"
     )

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from microvm_guest.openvpn import management as m
+from microvm_guest.openvpn.attempts import Attempts
 from microvm_guest.openvpn.causes import (
     MAX_SAID,
     REMEDIES,
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
 MAX_HOLD_S: Final = 30
 MAX_BACKOFF_S: Final = 300
 """The same, of a server that has asked for time."""
-MAX_ATTEMPTS: Final = 16
-"""To come up at first, for the sake of names with several addresses: each takes its time, and who
-waits wants to know. Configurations that name more servers have one for each."""
 RETRY_NAME_S: Final = 5.0
 """From a name that was not found to the next time that it is looked for."""
 _PROTO: Final = re.compile(r"(?:udp|tcp)[46]?(?:-client)?")
@@ -135,16 +133,11 @@ class Session:
     ) -> None:
         self.status = VpnStatus(state=VpnState.CONNECTING)
         self._credentials = credentials
-        self._remotes = len(remotes)
         self._servers = frozenset((one.host, one.port) for one in remotes)
         self._own_dns = dns
-        self._failed_attempts = 0
+        self._attempts = Attempts(len(remotes))
         self._finding: FindWay | None = None
         """What the daemon has asked for last."""
-        self._untried: dict[tuple[str, int, str], int] = {}
-        """Addresses of the servers' names that have not had their turn."""
-        self._passed_over = 0
-        """Servers in a row whose names were not found."""
         self._cause: VpnReason | None = None
         self._standing: VpnReason | None = None
         """What is so whatever the attempt: our own certificate's end."""
@@ -220,7 +213,7 @@ class Session:
     def _pause(self, seconds: int) -> int:
         if self._cause is VpnReason.REFUSED_FOR_NOW:
             return min(seconds, MAX_BACKOFF_S)
-        attempted = self._failed_attempts > 0 or self.status.connects > 0
+        attempted = self._attempts.failed > 0 or self.status.connects > 0
         return min(seconds, MAX_HOLD_S) if attempted else 0
 
     def _state(self, line: m.StateLine, now: float) -> list[Step]:
@@ -239,14 +232,14 @@ class Session:
             steps.append(ShutWay())
         told_to = line.detail.startswith("SIGUSR1") or self._dynamic is not None or excused
         if line.name == "RECONNECTING" and was is not VpnState.CONNECTED and not told_to:
-            self._failed_attempts += 1
-            if not self.status.connects and self._all_tried():
+            self._attempts.failed += 1
+            if not self.status.connects and self._attempts.are_over:
                 reason = self._why() or VpnReason.SERVER_UNREACHABLE
                 said = quoted_of_config(self._wrong) if reason is VpnReason.BAD_CONFIG else ""
                 return [*steps, *self._fail(reason, said, now)]
         if line.name == "CONNECTED":
             self._up = True
-            self._failed_attempts = 0
+            self._attempts.failed = 0
             self._cause = None
             self._said = ""
             self._wrong.clear()
@@ -265,12 +258,6 @@ class Session:
             self._enter(state, why, SENTENCES[why] + said if why else "", now)
             steps.append(Tell())
         return steps
-
-    def _all_tried(self) -> bool:
-        if self._failed_attempts < self._remotes:
-            return False
-        bound = max(self._remotes, MAX_ATTEMPTS)
-        return self._failed_attempts >= bound or not any(self._untried.values())
 
     def way_is_open(self, now: float) -> list[Step]:
         """`OpenWay` has been done."""
@@ -338,10 +325,7 @@ class Session:
         """`FindWay` has led to this address; so many others of the name's had no turn yet."""
         if self.status.state in ENDED:
             return []
-        key = way.host, way.port, way.proto
-        # Their turns begin anew while others' last: what was tried once is tried.
-        self._untried[key] = min(untried, self._untried.get(key, untried))
-        self._passed_over = 0
+        self._attempts.found((way.host, way.port, way.proto), untried)
         self._finding = None
         return [Send(m.command("remote", "MOD", address, str(way.port)))]
 
@@ -432,16 +416,12 @@ class Session:
         if self.status.state in ENDED or self._finding is None:
             return []
         way = self._finding
-        self._failed_attempts += 1
-        self._untried[way.host, way.port, way.proto] = 0
-        if not self.status.connects and self._all_tried():
+        self._attempts.not_found((way.host, way.port, way.proto))
+        if not self.status.connects and self._attempts.are_over:
             return self._fail(reason, said, now)
         self._cause = reason
         self._enter(self.status.state, reason, f"{SENTENCES[reason]} {said}".rstrip(), now)
-        # A daemon whose servers are all passed over, and again, ends: "No usable connection
-        # profiles are present".
-        if self._passed_over < self._remotes - 1:
-            self._passed_over += 1
+        if self._attempts.may_pass_over():
             self._finding = None
             return [Send(m.command("remote", "SKIP")), Tell()]
         return [attrs.evolve(way, after_s=RETRY_NAME_S), Tell()]
