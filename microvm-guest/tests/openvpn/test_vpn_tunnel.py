@@ -409,6 +409,102 @@ async def test_a_guest_that_never_shuts_its_way_holds_nobody() -> None:
     assert status.reason is VpnReason.DAEMON_DIED
 
 
+# --- floods ------------------------------------------------------------------------------------
+
+ASKS = ">REMOTE:192.0.2.1,1194,udp"
+FLOOD = (BROKEN, ">STATE:4,CONNECTING,,,,,,", ">STATE:5,AUTH,,,,,,")
+
+
+async def flood(rig: Rig, vpn: OpenVpnTunnel, lines: tuple[str, ...], times: int) -> list[VpnState]:
+    """The states that are told of meanwhile, and until nothing happens any more."""
+    seen: list[VpnState] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(states(vpn, seen))
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(times):
+            await rig.daemon.say(*lines)
+            await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(60)
+        nursery.cancel_scope.cancel()
+    return seen
+
+
+@in_no_time
+async def test_what_is_as_it_was_is_not_told_again(caplog: pytest.LogCaptureFixture) -> None:
+    """Row 93, log flood."""
+    caplog.set_level("INFO", "microvm.vpn")
+    rig = Rig()
+    async with rig.tunnel() as vpn:
+        await rig.daemon.connect()
+        await rig.daemon.say(">STATE:1,AUTH,,,,,,", ASKS)
+        await trio.testing.wait_all_tasks_blocked()
+        caplog.clear()
+        assert await flood(rig, vpn, (ASKS,), 1000) == [vpn.status.state]
+        assert caplog.messages == []
+        rig.daemon.end()
+
+
+@in_no_time
+async def test_a_flood_of_states_is_thinned_and_the_last_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Row 93, log flood."""
+    caplog.set_level("INFO", "microvm.vpn")
+    rig = Rig()
+    async with rig.tunnel() as vpn:
+        await rig.connect(vpn)
+        caplog.clear()
+        told = await flood(rig, vpn, FLOOD, 1000)
+        assert len(told) < 200
+        assert len(caplog.messages) < 200
+        assert told[-1] is vpn.status.state is VpnState.RECONNECTING
+        told = await flood(rig, vpn, (*FLOOD, *UP), 1000)
+        assert len(told) < 200
+        assert told[-1] is vpn.status.state is VpnState.CONNECTED
+        rig.daemon.end()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+@in_no_time
+async def test_the_end_is_told_at_once_however_much_was_told_before(asked: bool) -> None:
+    """Row 93, log flood."""
+    rig = Rig()
+    async with rig.tunnel() as vpn, trio.open_nursery() as nursery:
+        await rig.connect(vpn)
+        for _ in range(200):
+            await rig.daemon.say(*FLOOD, *UP)
+            await trio.testing.wait_all_tasks_blocked()
+        begin = trio.current_time()
+        if asked:
+            nursery.start_soon(rig.daemon.serve_signals)
+            await vpn.stop()
+        else:
+            rig.daemon.end()
+        await vpn.wait_ended()
+        assert trio.current_time() == begin
+        nursery.cancel_scope.cancel()
+    assert vpn.status.state is (VpnState.STOPPED if asked else VpnState.FAILED)
+
+
+@in_no_time
+async def test_a_guest_that_can_never_shut_its_way_floods_no_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rig = Rig()
+    async with rig.tunnel() as vpn:
+        await rig.connect(vpn)
+        caplog.clear()
+        for _ in range(1000):
+            rig.scripted.fails = [GuestError("The guest is busy.")]
+            await rig.daemon.say(BROKEN)
+            await trio.testing.wait_all_tasks_blocked()
+            await rig.daemon.say(*UP)
+            await trio.testing.wait_all_tasks_blocked()
+        assert len([one for one in caplog.messages if "can't be shut" in one]) <= 300
+        rig.scripted.fails = []
+        rig.daemon.end()
+
+
 # --- clocks ------------------------------------------------------------------------------------
 
 

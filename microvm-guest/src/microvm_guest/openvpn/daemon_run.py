@@ -66,6 +66,10 @@ TAIL_LINES: Final = 20
 MAX_PRINTED: Final = 400
 MAX_UNTOLD: Final = 32
 """States that wait to be told; of more, the first are left out."""
+STATES_PER_S: Final = 2.0
+STATES_BURST: Final = 100.0
+"""So many changes are told at once; an attempt to connect has half a dozen, a daemon that was taken
+over as many as it likes."""
 
 T = TypeVar("T")
 
@@ -121,6 +125,7 @@ class DaemonRun:
         self._send, self._outgoing = trio.open_memory_channel[bytes](64)
         self._way_send, self._ways = trio.open_memory_channel[s.OpenWay | s.ShutWay](64)
         self._budget = LogBudget()
+        self._states_budget = LogBudget(per_s=STATES_PER_S, burst=STATES_BURST)
         self._printed: deque[str] = deque(maxlen=TAIL_LINES)
         self._hurry = trio.Event()
         self._holding = False
@@ -132,6 +137,10 @@ class DaemonRun:
         """How often that was said and not done yet."""
         self._untold: deque[VpnStatus] = deque(maxlen=MAX_UNTOLD)
         """What the session has become meanwhile."""
+        self._told: VpnStatus | None = None
+        """The last that was, without its byte counts."""
+        self._over_budget = False
+        """Whether of what is untold only the last will be told, when there is budget again."""
         self._under_way: dict[str, trio.CancelScope] = {}
         self._over = trio.Event()
 
@@ -324,24 +333,56 @@ class DaemonRun:
         self._nursery.start_soon(run)
 
     def _tell(self) -> None:
+        """Tell what is another than before, and of a flood the last; an end always and at once."""
         while self._untold:
             status = self._untold.popleft()
-            failed = status.state is VpnState.FAILED
-            self._watcher.publish(status, self._session.error() if failed else None)
-            if failed:
-                self._begin(self._bury, TERM_WITHIN_S)
+            if self._over_budget and self._untold:
+                continue
+            told = attrs.evolve(status, received_bytes=0, sent_bytes=0)
+            if told != self._told:
+                may = status.state in ENDED or self._states_budget.take(trio.current_time())
+                if not may:
+                    self._untold.appendleft(status)
+                    if self._over_budget:
+                        return
+                    self._over_budget = True
+                    self._begin(self._tell_later, 1 / STATES_PER_S)
+                    continue
+                self._told = told
+                self._publish(status)
+            self._over_budget = False
+
+    def _publish(self, status: VpnStatus) -> None:
+        failed = status.state is VpnState.FAILED
+        self._watcher.publish(status, self._session.error() if failed else None)
+        if failed:
+            self._begin(self._bury, TERM_WITHIN_S)
+
+    async def _tell_later(self, seconds: float) -> None:
+        while self._over_budget:
+            await trio.sleep(seconds)
+            if not self._to_shut:
+                self._tell()
 
     async def _bury(self, within_s: float) -> None:
         await trio.sleep(within_s)
         self._scope.cancel()
 
     def _log(self, flags: str, text: str) -> None:
+        if self._may_log():
+            self._watcher.publish_log(flags, text)
+
+    def _warn(self, what: str, error: MicrovmError) -> None:
+        if self._may_log():
+            log.warning("%s: %s", what, error.message)
+
+    def _may_log(self) -> bool:
         left_out = self._budget.left_out
         if not self._budget.take(time.monotonic()):
-            return
+            return False
         if left_out:
             self._watcher.publish_log("W", f"({left_out} lines left out)")
-        self._watcher.publish_log(flags, text)
+        return True
 
     async def _hold(self, seconds: int) -> None:
         self._hurry, self._holding = trio.Event(), True
@@ -379,7 +420,7 @@ class DaemonRun:
             try:
                 await self._link.open_way(step.dns, ipv6=step.ipv6)
             except GuestError as error:
-                log.warning("The way into the tunnel can't be opened: %s", error.message)
+                self._warn("The way into the tunnel can't be opened", error)
                 failure = error.message
                 await trio.sleep(RETRY_WAY_S)
             if self._ways.statistics().current_buffer_used:
@@ -395,7 +436,7 @@ class DaemonRun:
         except GuestGone:
             pass
         except MicrovmError as error:
-            log.warning("The way out of the guest can't be shut: %s", error.message)
+            self._warn("The way out of the guest can't be shut", error)
         else:
             self._way_is_open = False
 

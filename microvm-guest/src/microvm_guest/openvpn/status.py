@@ -60,17 +60,21 @@ VpnEvent = StateChanged | LogLine
 
 @attrs.define
 class LogBudget:
-    """How much of a flood is passed on: a token bucket, told the time. Pure."""
+    """How much of a flood of lines or states is passed on: a token bucket, told the time. Pure."""
 
     per_s: float = 20.0
     burst: float = 200.0
     left_out: int = attrs.field(default=0, init=False)
     """Lines refused since the last that was let through."""
-    _tokens: float = attrs.field(default=200.0, init=False)
+    _tokens: float = attrs.field(init=False)
     _at: float | None = attrs.field(default=None, init=False)
 
+    @_tokens.default
+    def _full(self) -> float:
+        return self.burst
+
     def take(self, now: float) -> bool:
-        """Whether one more line may pass at this time, in seconds."""
+        """Whether one more may pass at this time, in seconds."""
         if self._at is not None:
             self._tokens = min(self.burst, self._tokens + (now - self._at) * self.per_s)
         self._at = now
