@@ -1,6 +1,7 @@
 """Ports that nobody in the guest is to guess."""
 
 import pytest
+
 from microvm.errors import ConfigError
 from microvm.forwards.addresses import MAX_VSOCK_PORT
 from microvm.forwards.host_ports import COUNT, FIRST_PORT, listen_unguessed
