@@ -51,7 +51,7 @@ def test_what_can_not_work_is_told_before_anything_boots(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    good = "client\nremote a\n<ca>\n</ca>\n"
+    good = "client\nremote a\n<ca>\n</ca>\nauth-user-pass\n"
     (tmp_path / "c.ovpn").write_text(good)
     (tmp_path / "out.ovpn").write_text(good.replace("<ca>", "cert /etc/hostname\n<ca>"))
     (tmp_path / "bad.ovpn").write_text(good.replace("<ca>", "plugin x.so\n<ca>"))
