@@ -80,7 +80,7 @@ async def known_by(text: str, person: Person, *pairs: tuple[str, str]) -> Creden
         (INLINE + KEY, [("Passphrase", "sesame")], "me", "secret", "sesame"),
         (CA + OLD_KEY, [("Passphrase", "sesame")], None, None, "sesame"),
         (CA + "pkcs12 me.p12\n", [("Passphrase", "")], None, None, None),
-        (CA, [], None, None, None),
+        (CA + OPEN_KEY, [], None, None, None),
     ],
 )
 async def test_what_lacks_is_asked_for_and_nothing_else(
@@ -95,14 +95,14 @@ async def test_what_lacks_is_asked_for_and_nothing_else(
     assert (known.username, known.password, known.key_passphrase) == (name, password, passphrase)
 
 
-@pytest.mark.parametrize("text", [INLINE, CA])
+@pytest.mark.parametrize("text", [INLINE, CA + OPEN_KEY])
 async def test_the_servers_question_is_put_to_the_person_whatever_else_was_known(
     person: Person, text: str
 ) -> None:
     known = await known_by(text, person)
     assert known.answer is not None
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(person.answers, ("Your ?[31mcode?", "123456"))
+        nursery.start_soon(person.answers, (r"Your \x1b[31mcode?", "123456"))
         question = Challenge(text="Your \x1b[31mcode?", echo=True)
         assert await known.answer(question) == "123456"
 

@@ -20,6 +20,7 @@ import trio
 
 from microvm.abc import Guest, GuestProcess, RunResult, TtySize
 from microvm.abc.jobs import DEFAULT_LOG_BYTES
+from microvm.console import visible_lines
 from microvm.errors import (
     CommandFailed,
     GuestError,
@@ -523,6 +524,5 @@ def _describe(result: RunResult) -> str:
         if result.signal is None
         else f"was ended by signal {result.signal}"
     )
-    printed = result.stderr[-STDERR_SHOWN:].decode("utf-8", "replace").strip()
-    text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in printed)
+    text = visible_lines(result.stderr[-STDERR_SHOWN:].decode("utf-8", "replace").strip())
     return f"{result.argv[0]!r} {ended}." + (f" It printed on stderr:\n{text}" if text else "")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from microvm.console import visible_text
 from microvm.errors import ConfigError
 from microvm_guest.openvpn import Credentials, read_auth_file
 
@@ -57,7 +58,7 @@ async def completed(
         known = attrs.evolve(known, key_passphrase=typed or None)
 
     async def answer(challenge: Challenge) -> str:
-        text = "".join(c if c.isprintable() else "?" for c in challenge.text)
+        text = visible_text(challenge.text.encode("utf-8", "backslashreplace"))
         # An end of input is an empty answer: the server says what it thinks of that.
         return await prompt.ask(f"{text} ", echo=challenge.echo) or ""
 

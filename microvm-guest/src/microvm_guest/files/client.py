@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from microvm.abc import CopyLimits, CopyReport, FileInfo, FileKind, GuestFiles
+from microvm.console import visible_text
 from microvm.errors import (
     ConfigError,
     GuestError,
@@ -26,7 +27,6 @@ from microvm.errors import (
 )
 from microvm_guest.files.receiving import LocalTree
 from microvm_guest.files.sending import LocalSource
-from microvm_guest.protocol.connection import printable
 from microvm_guest.protocol.errnos import ENOENT, file_error_text
 from microvm_guest.protocol.frames import ProtocolViolation
 from microvm_guest.protocol.records import (
@@ -154,7 +154,7 @@ class AgentFiles(GuestFiles):
                 entry = decode_info(record, root=False)
                 name = os.fsdecode(entry.name)
                 if name in found:
-                    raise ProtocolViolation(f"two entries of one name, {printable(entry.name)}")
+                    raise ProtocolViolation(f"two entries of one name, {visible_text(entry.name)}")
                 found[name] = _info(entry, name)
                 if len(found) > max_entries:
                     raise GuestError(
@@ -258,7 +258,7 @@ class _Operation:
     def _refused(self, record: Record) -> GuestFileError:
         number, where = decode_error(record)
         kind = GuestFileNotFound if number == ENOENT else GuestFileError
-        place = printable(where) or self._path
+        place = visible_text(where) or self._path
         error = kind(f"The guest's {place!r}: {file_error_text(number)}.")
         error.errno = number
         return error

@@ -24,8 +24,8 @@ from typing import Final
 import attrs
 
 from microvm.abc import CopyLimits, CopyReport
+from microvm.console import visible_text
 from microvm.errors import GuestError
-from microvm_guest.protocol.connection import printable
 from microvm_guest.protocol.frames import ProtocolViolation
 from microvm_guest.protocol.records import (
     Entry,
@@ -168,7 +168,7 @@ class LocalTree:
             else:
                 fd = os.open(name, _FILE, mode, dir_fd=directory)
         except FileExistsError:
-            raise ProtocolViolation(f"two entries of one name, {printable(name)}") from None
+            raise ProtocolViolation(f"two entries of one name, {visible_text(name)}") from None
         self._levels.append(_Open(fd, entry.mtime_ns, entry.kind is RecordKind.FILE))
 
     def _write(self, fd: int, data: bytes) -> None:
@@ -193,7 +193,7 @@ class LocalTree:
             raise ProtocolViolation(f"a SKIPPED record of name {name!r}")
         self._skips += 1
         if len(self._skipped) < _MAX_SKIPPED:
-            self._skipped.append(printable(name))
+            self._skipped.append(visible_text(name))
 
     # --- the end --------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterator
 
+from microvm.console import visible_text
 from microvm.errors import GuestProtocolError, MicrovmError
 from microvm_guest.protocol import frames
 from microvm_guest.protocol.commands import CommandStream, Phase, RunRequest
@@ -76,12 +77,6 @@ class LocalProtocolError(MicrovmError, RuntimeError):
     code = "local_protocol"
 
 
-def printable(raw: bytes) -> str:
-    """Text of the guest's, fit for a terminal: what is not printable is shown as an escape."""
-    text = raw.decode("utf-8", "replace")
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
 class AgentConnection:
     """One connection to an agent. Not bound to any kind of IO; not for several threads."""
 
@@ -139,7 +134,7 @@ class AgentConnection:
     def _connection_event(self, frame: Frame) -> Event:
         if frame.type is FrameType.ERROR:
             self._refused = True
-            return ConnectionRefused(error=_error_code(frame), text=printable(frame.payload[4:]))
+            return ConnectionRefused(error=_error_code(frame), text=visible_text(frame.payload[4:]))
         if (frame.type is FrameType.HELLO) is not (self.hello is None):
             raise ProtocolViolation(f"a {frame.type.name} frame, where HELLO comes first and once")
         match frame.type:
@@ -202,7 +197,7 @@ class AgentConnection:
                 return StdinReady(stream=frame.stream, closed=closed)
             case FrameType.ERROR:
                 del self._streams[frame.stream]
-                text = printable(frame.payload[4:])
+                text = visible_text(frame.payload[4:])
                 return CommandRefused(stream=frame.stream, error=_error_code(frame), text=text)
             case _:
                 del self._streams[frame.stream]
@@ -385,7 +380,7 @@ def _parse_status(payload: bytes) -> dict[str, int | float | str]:
         elif tag in NUMBERS:
             said[tag.name.lower()] = decode_number(tag, value)
         elif tag in (FieldTag.BUILD, FieldTag.KERNEL):
-            said[tag.name.lower()] = printable(value)
+            said[tag.name.lower()] = visible_text(value)
     return said
 
 
