@@ -4,10 +4,11 @@ The same guest and the same oracle run on devices that are right and on devices 
 one of the ways that shipped elsewhere, where the oracle must complain.
 """
 
+import errno
 import random
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import attrs
 import pytest
@@ -20,8 +21,17 @@ from microvm.config import DriveConfig
 from microvm.virtio.features import RING_FEATURES
 from microvm_devices.blk import layout
 from microvm_devices.blk.device import BlkDevice
+from microvm_devices.blk.disk import FlushLatch
 from microvm_devices.blk.durability import WriteMode
-from microvm_devices.blk.layout import F_CONFIG_WCE, F_DISCARD, F_FLUSH, F_WRITE_ZEROES, S_OK
+from microvm_devices.blk.layout import (
+    F_CONFIG_WCE,
+    F_DISCARD,
+    F_FLUSH,
+    F_MQ,
+    F_WRITE_ZEROES,
+    S_IOERR,
+    S_OK,
+)
 from microvm_devices.blk.testing import (
     GuestBlk,
     Ledger,
@@ -29,9 +39,9 @@ from microvm_devices.blk.testing import (
     broken_promises,
     pack_segments,
 )
-from microvm_devices.blk.testing.crash import Asked, Entry, Flushed, Promised, Written
+from microvm_devices.blk.testing.crash import Asked, Entry, Flushed, Lost, Promised, Written
 
-ALWAYS = RING_FEATURES | F_DISCARD | F_WRITE_ZEROES
+ALWAYS = RING_FEATURES | F_MQ | F_DISCARD | F_WRITE_ZEROES
 NEGOTIATED = {
     "none": ALWAYS,
     "flush": ALWAYS | F_FLUSH,
@@ -39,6 +49,8 @@ NEGOTIATED = {
     "flush+wce": ALWAYS | F_FLUSH | F_CONFIG_WCE,
 }
 SECTORS = 12
+QUEUES = 2
+"""A flush on one covers what was complete on both."""
 
 Action = tuple[str, int, int]
 
@@ -57,11 +69,13 @@ class JournalGuest:
 
     def __init__(self, device: BlkDevice, disk: RecordingDisk, features: int) -> None:
         self.device = device
+        self.disk = disk
         self.features = features
         self.ledger = Ledger(disk)
-        self.blk = GuestBlk(features=features, queue_size=256, mem_size=1 << 22)
+        self.blk = GuestBlk(features=features, queues=QUEUES, queue_size=256, mem_size=1 << 22)
         self.lock = threading.RLock()
-        self.under_way: dict[int, UnderWay] = {}
+        self.under_way: dict[tuple[int, int], UnderWay] = {}
+        """By queue and head."""
         self.complete: dict[int, int] = {}
         self.serial = 0
         self.field = 1
@@ -76,13 +90,19 @@ class JournalGuest:
     def look(self) -> None:
         """Take what was answered, as a driver on another CPU could at this moment."""
         with self.lock:
-            for head, answer in self.blk.answered().items():
-                entry = self.under_way.pop(head)
-                assert answer.status == S_OK
-                if not entry.is_flush:
-                    self.complete.update(entry.versions)
-                if entry.is_flush or entry.through:
-                    self.ledger.promised(entry.versions)
+            for queue in range(QUEUES):
+                for head, answer in self.blk.answered(queue).items():
+                    self.take(self.under_way.pop((queue, head)), answer.status)
+
+    def take(self, entry: UnderWay, status: int) -> None:
+        if status != S_OK:
+            assert status == S_IOERR
+            assert self.disk.has_failed
+            return  # it may be there or not, now or later
+        if not entry.is_flush:
+            self.complete.update(entry.versions)
+        if entry.is_flush or entry.through:
+            self.ledger.promised(entry.versions)
 
     def ask(self, type_: int, data: bytes, sector: int, contents: Sequence[bytes | None]) -> None:
         sectors = dict(enumerate(contents, sector))
@@ -91,7 +111,8 @@ class JournalGuest:
             if any(sectors.keys() & e.versions.keys() for e in self.writes_under_way()):
                 return
             entry = UnderWay(self.ledger.ask(sectors), False, self.through)
-            self.under_way[self.blk.submit(type_, sector, data)] = entry
+            queue = (sector ^ len(contents)) % QUEUES  # both have some of each
+            self.under_way[queue, self.blk.submit(type_, sector, data, queue=queue)] = entry
 
     def writes_under_way(self) -> Iterator[UnderWay]:
         return (entry for entry in self.under_way.values() if not entry.is_flush)
@@ -118,7 +139,8 @@ class JournalGuest:
         with self.lock:
             self.look()
             entry = UnderWay(dict(self.complete), True, False)
-            self.under_way[self.blk.submit(layout.T_FLUSH)] = entry
+            queue = (sector ^ count) % QUEUES
+            self.under_way[queue, self.blk.submit(layout.T_FLUSH, queue=queue)] = entry
 
     def cache_mode(self, sector: int, count: int) -> None:
         with self.lock:
@@ -134,8 +156,9 @@ class JournalGuest:
             self.look()
             if not self.under_way:
                 return
-            if not self.blk.queues[0].want_interrupt():
-                await self.blk.queues[0].irq.wait()
+            queue = self.blk.queues[next(iter(self.under_way))[0]]
+            if not queue.want_interrupt():
+                await queue.irq.wait()
 
     async def live(self, actions: Sequence[Action]) -> None:
         async with self.device.lifespan():
@@ -167,6 +190,21 @@ class JournalGuest:
 
 MakeDisk = Callable[[], RecordingDisk]
 MakeMode = Callable[[], WriteMode]
+MakeLatch = Callable[[RecordingDisk], FlushLatch]
+
+
+class Device(BlkDevice):
+    """With a latch of the test's."""
+
+    def __init__(self, disk: RecordingDisk, make_latch: MakeLatch) -> None:
+        super().__init__(DriveConfig(path="/a/disk", queues=QUEUES), disk.opener())
+        self.made = make_latch(disk)
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        async with super().lifespan():
+            self._latch = self.made
+            yield
 
 
 def log_of(
@@ -174,9 +212,10 @@ def log_of(
     features: int,
     make_disk: MakeDisk = RecordingDisk,
     make_mode: MakeMode | None = None,
+    make_latch: MakeLatch = FlushLatch,
 ) -> list[Entry]:
     disk = make_disk()
-    device = BlkDevice(DriveConfig(path="/a/disk"), disk.opener())
+    device = Device(disk, make_latch)
     if make_mode is not None:
         device._mode = make_mode()
     trio.run(JournalGuest(device, disk, features).live, actions)
@@ -280,6 +319,44 @@ MUTANTS: dict[str, tuple[str, MakeDisk, MakeMode | None]] = {
 }
 
 
+class LosesOnce(RecordingDisk):
+    """One write-back fails; as on Linux, one flush hears of it and what was lost stays so."""
+
+    FAILS_AT = 3
+
+    def make_stable(self) -> None:
+        super().make_stable()
+        if self.flushes == self.FAILS_AT:
+            raise OSError(errno.EIO, "lost")
+
+
+class LatchOfEachQueue(FlushLatch):
+    """Each queue, which has a thread of its own, knows of its own failures alone."""
+
+    def __init__(self, disk: RecordingDisk) -> None:
+        super().__init__(disk)
+        self.latches: dict[int, FlushLatch] = {}
+
+    def flush(self) -> None:
+        self.latches.setdefault(threading.get_ident(), FlushLatch(self._disk)).flush()
+
+
+@pytest.mark.parametrize(
+    ("make_latch", "is_right"), [(FlushLatch, True), (LatchOfEachQueue, False)]
+)
+def test_a_flush_that_failed_on_one_queue_is_known_to_the_other(
+    make_latch: MakeLatch, is_right: bool
+) -> None:
+    failures = 0
+    broken: list[str] = []
+    for seed in range(30):
+        log = log_of(workload(seed), NEGOTIATED["flush"], LosesOnce, make_latch=make_latch)
+        failures += sum(isinstance(entry, Lost) for entry in log)
+        broken += broken_promises(log)
+    assert failures > 10
+    assert is_right == (not broken)
+
+
 def workload(seed: int) -> list[Action]:
     rng = random.Random(seed)
     names = ["write"] * 6 + ["zero", "discard", "flush", "flush", "settle", "settle"]
@@ -337,7 +414,36 @@ FLUSH, FIRST, SECOND = Flushed(), Promised({1: 1}), Promised({1: 2})
         ([ASK_OLD, PUT_OLD, ASK_DISCARD, DISCARD, FLUSH, SECOND], False),
         ([ASK_DISCARD, DISCARD, ASK_NEW, PUT_NEW, SECOND], True),
         ([ASK_DISCARD, DISCARD, ASK_NEW, PUT_NEW, FLUSH, SECOND], False),
+        # A flush is about what was written when it began.
+        ([ASK_OLD, PUT_OLD, Flushed(began=2), FIRST], False),
+        ([ASK_OLD, PUT_OLD, Flushed(began=1), FIRST], True),
+        ([ASK_OLD, PUT_OLD, ASK_NEW, PUT_NEW, Flushed(began=3), FIRST], False),
+        ([ASK_OLD, PUT_OLD, ASK_NEW, PUT_NEW, Flushed(began=3), SECOND], True),
+        # What a flush has lost no other finds; what is written anew it does.
+        ([ASK_OLD, PUT_OLD, Lost(began=2), FLUSH, FIRST], True),
+        ([ASK_OLD, PUT_OLD, Lost(began=1), FLUSH, FIRST], False),
+        ([ASK_OLD, PUT_OLD, FLUSH, FIRST, Lost(began=3), ASK_NEW, PUT_NEW, FLUSH, SECOND], False),
+        ([ASK_OLD, PUT_OLD, Lost(began=2), ASK_NEW, PUT_NEW, FLUSH, SECOND], False),
     ],
 )
 def test_what_may_be_found_after_a_crash(log: list[Entry], is_broken: bool) -> None:
     assert bool(broken_promises(log)) == is_broken
+
+
+def test_a_write_during_a_flush_is_not_stable_by_it() -> None:
+    class Meanwhile(RecordingDisk):
+        """Another queue's thread writes while the flush is under way."""
+
+        def make_stable(self) -> None:
+            self.write([memoryview(OLD)], 512, 512)
+
+    disk = Meanwhile()
+    ledger = Ledger(disk)
+    versions = ledger.ask({1: OLD})
+    disk.flush()
+    ledger.promised(versions)
+    assert broken_promises(disk.log)
+    RecordingDisk.make_stable(disk)
+    disk.note(Flushed(began=len(disk.log)))
+    ledger.promised(versions)
+    assert len(broken_promises(disk.log)) == 1

@@ -2,11 +2,12 @@
 
 `RecordingDisk` keeps a log: each operation on the disk, in the order in which the host saw them,
 and between them what a `Ledger` notes for its guest: what was asked for, and what the guest has
-been told is stable. `broken_promises` lets the power fail at each point of the log. What was
-written before the last flush that had returned by then is there; of what was written since, any
+been told is stable. `broken_promises` lets the power fail at each point of the log. If a flush had
+returned by then, what was written before that flush began is there; of what was written since, any
 part may be: each sector on its own, in any combination, but of each sector all or nothing. That is
 what dm-log-writes replays to Linux's file systems, but not sampled: promises are about sectors, and
-sectors are independent, so what each may hold is looked at whole.
+sectors are independent, so what each may hold is looked at whole. What a flush that failed was
+about stays in doubt, also after flushes that succeed, until it is written again.
 """
 
 from __future__ import annotations
@@ -36,6 +37,17 @@ class Written:
 class Flushed:
     """A flush is about to return."""
 
+    began: int | None = None
+    """How many entries the log had when it began; None is all up to here."""
+
+
+@attrs.frozen
+class Lost:
+    """A flush is about to fail: what was written before and was not stable never will be."""
+
+    began: int
+    """How many entries the log had when it began."""
+
 
 @attrs.frozen
 class Asked:
@@ -51,7 +63,7 @@ class Promised:
     versions: Mapping[int, int]
 
 
-Entry = Written | Flushed | Asked | Promised
+Entry = Written | Flushed | Lost | Asked | Promised
 
 
 class RecordingDisk(MemoryDisk):
@@ -67,6 +79,8 @@ class RecordingDisk(MemoryDisk):
         self.before: Callable[[], None] = lambda: None
         """Called before each operation, in whatever thread it is in: for a guest to look what it
         knows by then."""
+        self.has_failed = False
+        """Whether a flush has."""
         self._lock = threading.Lock()
 
     def note(self, entry: Entry) -> None:
@@ -96,8 +110,19 @@ class RecordingDisk(MemoryDisk):
 
     def flush(self) -> None:
         self.before()
+        with self._lock:
+            began = len(self.log)
+        try:
+            self.make_stable()
+        except OSError:
+            self.has_failed = True
+            self.note(Lost(began))
+            raise
+        self.note(Flushed(began))
+
+    def make_stable(self) -> None:
+        """The flush itself; for tests in which it fails, or something comes in between."""
         super().flush()
-        self.note(Flushed())
 
 
 def sectors_of(offset: int, length: int) -> Iterable[int]:
@@ -129,10 +154,11 @@ class Ledger:
 
 def broken_promises(log: Iterable[Entry]) -> list[str]:
     """Crashes after which a guest finds what it must not; none if the device is right."""
-    found: dict[int, list[Content]] = {}
+    found: dict[int, list[_Found]] = {}
     asked: dict[int, list[Content]] = {}
     floor: dict[int, int] = {}
     broken: list[str] = []
+    lost = 0
     for at, entry in enumerate(log):
         looked_at: Iterable[int] = ()
         match entry:
@@ -141,17 +167,44 @@ def broken_promises(log: Iterable[Entry]) -> list[str]:
                     asked.setdefault(sector, [ZEROES]).append(content)
             case Written(sectors):
                 for sector, content in sectors.items():
-                    found.setdefault(sector, [ZEROES]).append(content)
+                    found.setdefault(sector, [_BLANK]).append(_Found(at, content))
                 looked_at = sectors
-            case Flushed():
-                found = {sector: contents[-1:] for sector, contents in found.items()}
+            case Flushed(began):
+                until = at if began is None else began
+                found = {
+                    sector: _stable(contents, lost, until) for sector, contents in found.items()
+                }
+            case Lost(began):
+                lost = max(lost, began)
             case Promised(versions):
                 for sector, version in versions.items():
                     floor[sector] = max(version, floor.get(sector, 0))
                 looked_at = versions
         for sector in looked_at:
             allowed = asked.get(sector, [ZEROES])[floor.get(sector, 0) :]
-            for content in found.get(sector, [ZEROES]):
-                if content not in allowed and None not in allowed:
-                    broken.append(f"entry {at}, {entry}: sector {sector} may hold {content!r:.40}")
+            for held in found.get(sector, [_BLANK]):
+                if held.content not in allowed and None not in allowed:
+                    broken.append(
+                        f"entry {at}, {entry}: sector {sector} may hold {held.content!r:.40}"
+                    )
     return broken
+
+
+@attrs.frozen
+class _Found:
+    """What a sector may hold after a power cut."""
+
+    written_at: int
+    """The place in the log."""
+    content: Content
+
+
+_BLANK: Final = _Found(-1, ZEROES)
+
+
+def _stable(contents: list[_Found], lost: int, began: int) -> list[_Found]:
+    """What of `contents` is left after a flush: the last that it is about, and later ones."""
+    for place in range(len(contents) - 1, 0, -1):
+        if lost <= contents[place].written_at < began:
+            return contents[place:]
+    return contents
