@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from microvm.testing.virtio_contract.bounds import bounded_growth
 from microvm.testing.virtio_contract.rig import Request, Rig, play
 from microvm.virtio.features import RING_FEATURES
 
@@ -78,6 +79,7 @@ class DeviceUnderTest(ABC):
         *,
         must_fail: bool,
         without: int = 0,
+        max_growth_bytes: int | None = None,
     ) -> None:
         """Have a driver do something to each queue in turn, on a new device each time.
 
@@ -85,6 +87,8 @@ class DeviceUnderTest(ABC):
             act: What it does; gets the rig, the driver and the queue's index.
             must_fail: Whether the standard forbids it.
             without: Features that the driver does not accept.
+            max_growth_bytes: How much memory may be taken meanwhile, if that is measured. It makes
+                all of it slow: for where the device gets to see a chain.
         """
         wanted = self.request().queue
 
@@ -96,7 +100,8 @@ class DeviceUnderTest(ABC):
                     await self.prepared(rig)
                     act(rig, rig.queues[queue], queue)
                     rig.queues[queue].doorbell.ring()
-                    error = await rig.outcome()
+                    with bounded_growth(max_growth_bytes):
+                        error = await rig.outcome()
                     assert all(
                         count <= driver.size
                         for count, driver in zip(rig.in_flight, rig.queues, strict=True)
@@ -106,7 +111,12 @@ class DeviceUnderTest(ABC):
 
         play(main)
 
-    def forbidden(self, *descriptors: tuple[int, int, int, int], without: int = 0) -> None:
+    def forbidden(
+        self,
+        *descriptors: tuple[int, int, int, int],
+        without: int = 0,
+        max_growth_bytes: int | None = None,
+    ) -> None:
         """Offer a chain of these raw descriptors (addr, len, flags, next), which must not be."""
 
         def act(rig: Rig, driver: QueueDriver, queue: int) -> None:
@@ -114,7 +124,7 @@ class DeviceUnderTest(ABC):
                 driver.write_descriptor(index, *descriptor)
             driver.offer(0)
 
-        self.suffer(act, must_fail=True, without=without)
+        self.suffer(act, must_fail=True, without=without, max_growth_bytes=max_growth_bytes)
 
     def forbidden_table(
         self, make: Callable[[int], tuple[bytes, tuple[int, int, int, int]]], *, without: int = 0

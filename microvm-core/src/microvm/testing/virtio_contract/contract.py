@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from microvm.testing.census import Census
 from microvm.testing.queue_driver import FakeIrqLine
+from microvm.testing.virtio_contract.bounds import MAX_GROWTH_BYTES, bounded_growth
 from microvm.testing.virtio_contract.hostile import SUBCLASSED
 from microvm.testing.virtio_contract.rig import Rig, play
 from microvm.testing.virtio_contract.transports import BothTransports
@@ -373,7 +374,8 @@ class VirtioDeviceContract(BothTransports):
                     if readable or writable:
                         with contextlib.suppress(ValueError):  # there is no descriptor left
                             driver.add(readable, writable, indirect=indirect)
-                await rig.outcome()
+                with bounded_growth(MAX_GROWTH_BYTES):
+                    await rig.outcome()
 
         play(main)
 

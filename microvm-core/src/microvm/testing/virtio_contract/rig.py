@@ -17,6 +17,7 @@ from microvm.abc import Activation, ActiveQueue
 from microvm.errors import GuestError
 from microvm.memory import GuestMemory
 from microvm.testing.queue_driver import GuestHeap, QueueDriver
+from microvm.testing.virtio_contract.bounds import Steps
 from microvm.virtio.chain import DESC_F_NEXT, DESC_F_WRITE
 from microvm.virtio.device_run import leaves
 from microvm.virtio.features import RING_FEATURES
@@ -257,11 +258,17 @@ def watched() -> Iterator[None]:
 
 
 def play(test: Callable[[], Awaitable[None]]) -> None:
-    """Run a test's body on a trio loop of its own, bounded and watched."""
+    """Run a test's body on a trio loop of its own, bounded and watched.
+
+    Raises:
+        AssertionError: a step of it took too long; see `Steps`.
+    """
 
     async def bounded() -> None:
         with trio.fail_after(BOUND_S / 2):
             await test()
 
+    steps = Steps()
     with watched():
-        trio.run(bounded)
+        trio.run(bounded, instruments=[steps])
+    steps.check()
