@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from microvm_guest.agent import COMPILERS, build_id, compile_argv
+from microvm_guest.protocol.frames import MAJOR, MINOR
 
 GLIBC_RESOLVES = re.compile(r"in function `|Using 'getaddrinfo' in statically linked applications")
 """What the linker says of a static glibc. Since 2.34 "files" and "dns" are within it, and it needs
@@ -28,7 +29,7 @@ def test_it_compiles_without_a_warning_to_one_static_program(cc, tmp_path):
     said = [line for line in done.stderr.splitlines() if not GLIBC_RESOLVES.search(line)]
     assert said == []
     said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
-    assert said.stdout == f"microvm-agent {build_id()}, protocol 1.1\n"
+    assert said.stdout == f"microvm-agent {build_id()}, protocol {MAJOR}.{MINOR}\n"
     if cc == "musl-gcc":
         assert program.stat().st_size < 160 * 1024
 
