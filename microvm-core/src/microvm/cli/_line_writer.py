@@ -13,10 +13,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Final, Self, TextIO
 
-import trio
-
 from microvm.cli._backlog import Backlog, Weight
-from microvm.consoles.terminal import write_all
 
 LIMIT: Final = 256
 """Lines that wait for a reader."""
@@ -87,6 +84,8 @@ class LineWriter:
         Raises:
             OSError: why; BrokenPipeError if the reader has gone.
         """
+        import trio
+
         await trio.to_thread.run_sync(self._ended.wait, abandon_on_cancel=True)
         if self._error is not None:
             raise self._error
@@ -107,6 +106,9 @@ class LineWriter:
             return line
 
     def _write(self, text: str) -> None:
+        # Here and not above: a command line is parsed without it.
+        from microvm.consoles.terminal import write_all
+
         assert self._stream is not None
         try:
             fd = self._stream.fileno()
