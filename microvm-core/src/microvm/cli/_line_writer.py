@@ -40,6 +40,7 @@ class LineWriter:
         self._backlog = Backlog(LIMIT, left_out)
         self._changed = threading.Condition()
         self._closing = False
+        self._write_all: Callable[[int, bytes], None]
         self._error: OSError | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._write_lines, name="lines", daemon=True)
@@ -47,6 +48,11 @@ class LineWriter:
     def __enter__(self) -> Self:
         """Begin to write."""
         if self._stream is not None:
+            # Not above: a command line is parsed without it. Not in the thread: what is told last
+            # would wait for it.
+            from microvm.consoles.terminal import write_all
+
+            self._write_all = write_all
             self._stream.flush()  # what was printed before comes before
             self._thread.start()
         return self
@@ -106,9 +112,6 @@ class LineWriter:
             return line
 
     def _write(self, text: str) -> None:
-        # Here and not above: a command line is parsed without it.
-        from microvm.consoles.terminal import write_all
-
         assert self._stream is not None
         try:
             fd = self._stream.fileno()
@@ -116,4 +119,4 @@ class LineWriter:
             self._stream.write(text)
             self._stream.flush()
         else:
-            write_all(fd, text.encode("utf-8", "backslashreplace"))
+            self._write_all(fd, text.encode("utf-8", "backslashreplace"))
