@@ -20,7 +20,7 @@ from microvm.testing.micro_guest import MicroGuest
 from microvm.virtio.features import VERSION_1
 from microvm.virtio.ids import DeviceType
 from microvm.virtio.queue import QueueLayout
-from microvm_qemu._machine import QemuMachine
+from microvm_qemu._machine import UNDO_WITHIN_S, QemuMachine
 from microvm_qemu._platform import QemuPlatform
 from microvm_qemu._process import HeldProcess
 from microvm_qemu._wiring import Cables
@@ -147,19 +147,38 @@ async def test_a_pause_of_a_qemu_that_is_gone_is_withdrawn() -> None:
         assert not machine.pause_notice.announced
 
 
-async def test_a_pause_that_nobody_waits_for_may_come_all_the_same_until_the_resumption() -> None:
+async def test_a_pause_that_is_cancelled_is_undone() -> None:
+    """QEMU may have heard of it, and hears what comes next after it."""
     async with machine_and_monitor() as (machine, peer), trio.open_nursery() as nursery:
-        with trio.move_on_after(0):
-            await machine.pause()
+        heard = []
+
+        async def answer() -> None:
+            while True:
+                command = await peer.command()
+                heard.append((command["execute"], machine.pause_notice.announced))
+                if command["execute"] == "cont":
+                    await peer.say(**{"return": {}, "id": command["id"]})
+
+        nursery.start_soon(answer)
         with trio.CancelScope() as scope:
             nursery.start_soon(cancel_later, scope)
             await machine.pause()
-        assert machine.pause_notice.announced
-        nursery.start_soon(machine.resume)
-        while (command := await peer.command())["execute"] == "stop":
-            pass
+        assert scope.cancelled_caught
+        assert heard == [("stop", True), ("cont", True)]
         assert not machine.pause_notice.announced
-        await peer.say(**{"return": {}, "id": command["id"]})
+        nursery.cancel_scope.cancel()
+
+
+def test_a_qemu_that_says_nothing_holds_no_pause_that_is_cancelled() -> None:
+    async def body() -> None:
+        async with machine_and_monitor() as (machine, _):
+            begin = trio.current_time()
+            with trio.move_on_after(5):
+                await machine.pause()
+            assert trio.current_time() - begin == pytest.approx(5 + UNDO_WITHIN_S)
+            assert not machine.pause_notice.announced
+
+    trio.run(body, clock=trio.testing.MockClock(autojump_threshold=0.01))
 
 
 async def cancel_later(scope: trio.CancelScope) -> None:

@@ -13,6 +13,7 @@ its panic) we kill QEMU and remember why.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -48,6 +49,8 @@ CHUNK_BYTES: Final = 64 * 1024
 STDERR_BYTES: Final = 16 * 1024
 """A KVM that gives up makes QEMU print 3 KiB of registers."""
 
+UNDO_WITHIN_S: Final = 2.0
+"""For a QEMU that is told to go on since nobody waits for its pause any more."""
 LAST_WORDS_WITHIN_S: Final = 1.0
 """For the readers to find the end of what QEMU left. They do at once, unless this process forked
 in the wrong moment and its child holds QEMU's ends too."""
@@ -108,8 +111,7 @@ class QemuMachine(RunningMachine):
     async def pause(self) -> None:
         """As `RunningMachine.pause`.
 
-        A QEMU that was asked and not waited for may pause all the same: so a pause that is
-        cancelled stays announced until `resume`.
+        One that is cancelled is undone.
 
         Raises:
             GuestGone: the machine has ended.
@@ -117,6 +119,12 @@ class QemuMachine(RunningMachine):
         self.pause_notice.announce()
         try:
             await self._monitor.execute("stop")
+        except trio.Cancelled:
+            # It may have been heard; what comes next is heard after it.
+            with trio.move_on_after(UNDO_WITHIN_S, shield=True), suppress(GuestGone, BackendError):
+                await self._monitor.execute("cont")
+            self.pause_notice.withdraw()
+            raise
         except (GuestGone, BackendError):
             self.pause_notice.withdraw()
             raise
