@@ -150,18 +150,20 @@ def test_cli_md_has_a_section_for_each_command() -> None:
     assert set(titles) == set(microvm.cli.COMMANDS)
 
 
-# --- docs/plugins.md ---------------------------------------------------------------------------
+# --- docs/plugins ---------------------------------------------------------------------------
 
 TUTORIAL_FILE = re.compile(r"^\*\*`([^`]+)`\*\*\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
 def tutorial(tmp_path: Path) -> Path:
-    """The folder that docs/plugins.md describes."""
-    for name, content in TUTORIAL_FILE.findall((ROOT / "docs" / "plugins.md").read_text()):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
+    """The folder that docs/plugins.md and its pages describe."""
+    docs = ROOT / "docs"
+    for page in (docs / "plugins.md", *docs.glob("plugins/*.md")):
+        for name, content in TUTORIAL_FILE.findall(page.read_text()):
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
     return tmp_path
 
 
