@@ -61,6 +61,8 @@ class Program:
     def __init__(self, stream: trio.StapledStream, port: int) -> None:
         self._stream = stream
         self._port = port
+        self.written_to = 0
+        """How often something was written to it."""
 
     async def send(self, host: str, data: bytes) -> None:
         raw = encode_datagram(Destination(host, self._port), data)
@@ -81,7 +83,15 @@ async def program(
     with trio.fail_after(FEW_S):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(association.run, asked_for)
-            yield Program(near, peer.getsockname()[1])
+            asking = Program(near, peer.getsockname()[1])
+            carry = far.send_stream.send_all_hook
+
+            async def count() -> None:
+                asking.written_to += 1
+                await carry()
+
+            far.send_stream.send_all_hook = count
+            yield asking
             nursery.cancel_scope.cancel()
 
 
@@ -188,3 +198,20 @@ async def test_a_first_datagram_that_can_not_be_sent_leaves_the_way_back_open(pe
         _, address = await peer.recvfrom(99)
         await peer.sendto(b"answer", address)
         assert (await sender.receive()).endswith(b"answer")
+
+
+async def test_answers_that_have_come_together_go_to_the_guest_in_one_write(peer):
+    """A tunnel's come by the hundred: so they cost one turn of the guest's stream."""
+    async with program(peer) as sender:
+        await sender.send("127.0.0.1", b"question")
+        _, address = await peer.recvfrom(99)
+        with socket.fromfd(peer.fileno(), socket.AF_INET, socket.SOCK_DGRAM) as now:
+            for number in range(50):
+                now.sendto(b"%02d" % number, address)
+        await trio.testing.wait_all_tasks_blocked()
+        assert sender.written_to == 1
+        raw = await sender.receive()
+        assert len(raw) == 50 * (DATAGRAM.size + 10 + 2)
+        assert [raw[at - 2 : at] for at in range(14, len(raw) + 1, 14)] == [
+            b"%02d" % number for number in range(50)
+        ]

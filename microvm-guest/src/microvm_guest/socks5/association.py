@@ -3,7 +3,8 @@
 Datagrams come and go over a stream to the agent, each behind its length and in its SOCKS5 header.
 Each destination is judged when it is first sent to; answers are taken from those that were sent
 to, and from nobody else. A name is looked up beside the others' datagrams, and its own wait for
-that. Whatever can't be sent is dropped, as datagrams are.
+that. Whatever can't be sent is dropped, as datagrams are. Answers that have come together go to the
+guest in one write: a tunnel's come by the hundred, and each write is a turn of everything below.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ MAX_HELD: Final = 32
 """Datagrams of one association that wait for a lookup."""
 MAX_DATAGRAM: Final = 65535
 _CHUNK: Final = 128 * 1024
+"""Read at once from the agent, and written to it."""
 
 
 class Association:
@@ -58,8 +60,9 @@ class Association:
         self._held: dict[Destination, list[bytes]] = {}
         self._told: dict[Destination, None] = {}
         """Whose refusal is in the log."""
-        self._peers: dict[tuple[str | int, ...], None] = {}
-        self._sockets: dict[socket.AddressFamily, trio.socket.SocketType] = {}
+        self._peers: dict[tuple[str | int, ...], bytes] = {}
+        """Who may answer, and what stands before each answer."""
+        self._sockets: dict[socket.AddressFamily, socket.socket] = {}
         self._answering = trio.Lock()
 
     async def run(self, control: HalfCloseableStream) -> None:
@@ -116,23 +119,32 @@ class Association:
         if place is None:
             return
         try:
-            await self._socket(place.family, nursery).sendto(data, place.address)
+            sock = self._socket(place.family, nursery)
+            while True:
+                try:
+                    sock.sendto(data, place.address)
+                except BlockingIOError:
+                    await trio.lowlevel.wait_writable(sock)
+                else:
+                    return
         except OSError as error:
             log.debug("a datagram to %s was dropped: %s", place, error)
 
-    def _socket(
-        self, family: socket.AddressFamily, nursery: trio.Nursery
-    ) -> trio.socket.SocketType:
+    def _socket(self, family: socket.AddressFamily, nursery: trio.Nursery) -> socket.socket:
         """The one for this family, read from its first moment on.
 
         Raises:
             OSError: this host has none.
         """
         if family not in self._sockets:
-            with socket.socket(family, socket.SOCK_DGRAM) as made:
-                made.bind(("", 0))  # one that has no port yet can't be read
-                made.setblocking(False)
-                self._sockets[family] = trio.socket.fromfd(made.fileno(), family, socket.SOCK_DGRAM)
+            sock = socket.socket(family, socket.SOCK_DGRAM)
+            try:
+                sock.setblocking(False)
+                sock.bind(("", 0))  # one that has no port yet can't be read
+            except BaseException:
+                sock.close()
+                raise
+            self._sockets[family] = sock
             nursery.start_soon(self._receive_all, self._sockets[family])
         return self._sockets[family]
 
@@ -154,25 +166,35 @@ class Association:
             return None
         place = found[0]
         log.info("datagrams to %s at %s, %s", destination, place, place.why)
-        _remember(self._peers, _peer(place.address), None)
+        peer = _peer(place.address)
+        host = str(peer[0]).partition("%")[0]
+        _remember(self._peers, peer, encode_datagram(Destination(host, int(peer[1])), b""))
         _remember(self._places, destination, place)
         return place
 
-    async def _receive_all(self, sock: trio.socket.SocketType) -> None:
+    async def _receive_all(self, sock: socket.socket) -> None:
         while True:
+            await trio.lowlevel.wait_readable(sock)
+            if frames := self._answers(sock):
+                async with self._answering:  # of the other family there may be one too
+                    await self._datagrams.send_all(frames)
+
+    def _answers(self, sock: socket.socket) -> bytearray:
+        """What has come, as the guest is to have it; of what is wrong or nobody's, nothing."""
+        frames = bytearray()
+        while len(frames) < _CHUNK:
             try:
-                data, address = await sock.recvfrom(MAX_DATAGRAM)
+                data, address = sock.recvfrom(MAX_DATAGRAM)
+            except BlockingIOError:
+                break
             except OSError as error:
                 # What ICMP says of an earlier datagram; nobody is there to be told.
                 log.debug("%s", error)
-                continue
-            if _peer(address) not in self._peers:
-                continue
-            host = str(address[0]).partition("%")[0]
-            raw = encode_datagram(Destination(host, address[1]), data)
-            if len(raw) <= MAX_DATAGRAM:
-                async with self._answering:  # of the other family there may be one too
-                    await self._datagrams.send_all(DATAGRAM.pack(len(raw)) + raw)
+                break
+            head = self._peers.get(_peer(address))
+            if head is not None and len(head) + len(data) <= MAX_DATAGRAM:
+                frames += DATAGRAM.pack(len(head) + len(data)) + head + data
+        return frames
 
 
 def _peer(address: tuple[str | int, ...]) -> tuple[str | int, ...]:
