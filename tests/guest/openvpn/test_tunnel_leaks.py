@@ -173,12 +173,12 @@ async def test_a_daemon_that_was_taken_over_opens_nothing_of_the_hosts(
         config = tmp_path / "c.ovpn"
         config.write_text(
             f"client\nremote {named} {port} tcp\nsetenv UV_ASKS_FOR {asked},{port},tcp-client\n"
-            "<ca>\nx\n</ca>\n"
+            "auth-user-pass\n<ca>\nx\n</ca>\n"
         )
         guest = await machine.wait_ready()
         await guest.run(["busybox", "mkdir", "-p", "/usr/local/sbin"], check=True)
         await guest.files.write_bytes("/usr/local/sbin/openvpn", daemon, mode=0o755)
-        async with OpenVpnTunnel(machine, config) as vpn:
+        async with OpenVpnTunnel(machine, config, ME) as vpn:
             with trio.fail_after(60):
                 if reason is None:
                     await got_in.wait()
@@ -237,6 +237,7 @@ async def test_whoever_dials_the_host_in_the_daemons_place_is_told_nothing(
         listener = machine.listen(there)
         async with await machine.outbound_proxy(), guest.spawn(argv, user="1000") as process:
             async with listener, await listener.accept() as stream:
+                await stream.receive_some()  # what is hung up on unread may take our word with it
                 await stream.send_all(b"hello")
             async with OpenVpnTunnel(machine, config, ME) as vpn:
                 with trio.fail_after(60):
