@@ -93,6 +93,8 @@ async def test_a_terminal_has_its_size_and_a_resize_is_signalled() -> None:
             text = await receive_until(process.stdout, b"/dev/pts/")
             assert b"33 99" in text
             await process.resize(TtySize(rows=44, cols=111))
+            # A signal that comes right before the shell's read is looked at after that.
+            await process.stdin.send_all(b"\n")
             await receive_until(process.stdout, b"44 111")
             await process.stdin.send_all(b"\x03")
             assert (await process.wait()).signal == signal.SIGINT
