@@ -194,7 +194,12 @@ def _ip(*words: str) -> None:
 
 
 @contextmanager
-def vpn_server(folder: Path, proto: str = "udp", size: int = PAGE_MIB << 20) -> Iterator[VpnServer]:
+def vpn_server(
+    folder: Path,
+    proto: str = "udp",
+    size: int = PAGE_MIB << 20,
+    keepalive: tuple[str, str] = ("1", "4"),
+) -> Iterator[VpnServer]:
     """The server running, and all that belongs to it. One at a time on a host: names and addresses
     are fixed."""
     with ExitStack() as stack:
@@ -220,6 +225,7 @@ def vpn_server(folder: Path, proto: str = "udp", size: int = PAGE_MIB << 20) -> 
             # A host without a network, as the lab is: passt asks for an interface with a route.
             _ip("route", "add", "default", "via", SERVER, "dev", "mvvpn0")
         server = VpnServer(folder, proto, size)
+        server.keepalive = ("--keepalive", *keepalive)
         behind = subprocess.Popen(
             ["ip", "netns", "exec", NAMESPACE, sys.executable, __file__, str(server.web)],
             stdout=subprocess.PIPE,

@@ -23,6 +23,13 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[VpnServer
         yield server
 
 
+@pytest.fixture(params=["udp", "tcp"])
+def patient_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[VpnServer]:
+    """The same with a keepalive as servers have it: a slow machine that is busy is silent for 4 s."""
+    with vpn_server(tmp_path, request.param, keepalive=("10", "60")) as server:
+        yield server
+
+
 @pytest.fixture
 def udp(tmp_path: Path) -> Iterator[VpnServer]:
     with vpn_server(tmp_path, "udp") as server:

@@ -36,13 +36,10 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.mark.soak
 async def test_a_guest_without_a_network_fetches_through_the_tunnel(
-    server: VpnServer, leaves_nothing: None
+    patient_server: VpnServer, leaves_nothing: None
 ) -> None:
     """The name is the VPN's name server's, and the page its web server's."""
-    # As servers have it: with 4 s, a slow machine that is busy with the page falls silent for them.
-    server.stop()
-    server.keepalive = ("--keepalive", "10", "60")
-    server.start()
+    server = patient_server
     async with tunnel(server) as (machine, vpn):
         with trio.fail_after(60):
             status = await vpn.wait_connected()
