@@ -25,7 +25,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[VpnServer
 
 @pytest.fixture(params=["udp", "tcp"])
 def patient_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[VpnServer]:
-    """The same with a keepalive as servers have it: a slow machine that is busy is silent for 4 s."""
+    """With the keepalive that servers have: a slow machine that is busy is silent for 4 s."""
     with vpn_server(tmp_path, request.param, keepalive=("10", "60")) as server:
         yield server
 
