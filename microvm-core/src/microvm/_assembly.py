@@ -2,6 +2,8 @@
 
 Synchronous and quick; nothing is started here. Each step that can go wrong adds to one list, so
 that a person with three mistakes hears of all three at once.
+
+Long: the choice of a backend and the devices of a configuration would part well.
 """
 
 from __future__ import annotations

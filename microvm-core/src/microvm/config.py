@@ -3,6 +3,8 @@
 Sizes carry their unit in the name. A value that exists is valid by itself; what only a backend,
 a plugin or the file system can tell (is there such a backend, does that file hold a kernel) is
 checked before boot and reported as `ConfigProblem`s, all at once.
+
+Long, since all that a user may write of a machine is read side by side; each class is short.
 """
 
 from __future__ import annotations

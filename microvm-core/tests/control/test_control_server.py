@@ -1,4 +1,7 @@
-"""A machine's control socket: what it answers, and whom. Rows 86 and 90."""
+"""A machine's control socket: what it answers, and whom. Rows 86 and 90.
+
+Long: what copies do at a socket would part well.
+"""
 
 import json
 import os

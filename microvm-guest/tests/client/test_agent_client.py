@@ -1,4 +1,7 @@
-"""`AgentClient` against a scripted agent: what it makes of a good one, and of every bad one."""
+"""`AgentClient` against a scripted agent: what it makes of a good one, and of every bad one.
+
+Long, since each verb has its good agent and its bad ones here.
+"""
 
 import signal
 import struct

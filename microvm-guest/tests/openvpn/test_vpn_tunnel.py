@@ -1,4 +1,7 @@
-"""`OpenVpnTunnel` against a daemon that is a script: goodbyes, the way, and the host's clocks."""
+"""`OpenVpnTunnel` against a daemon that is a script: goodbyes, the way, and the host's clocks.
+
+Long, since goodbyes, the way, floods and clocks are played on one rig of a few lines.
+"""
 
 import functools
 from collections.abc import Awaitable, Callable

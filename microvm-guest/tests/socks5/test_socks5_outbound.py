@@ -1,4 +1,7 @@
-"""The host as a guest's proxy: what is carried out, what is refused, and what a guest can take."""
+"""The host as a guest's proxy: what is carried out, what is refused, and what a guest can take.
+
+Long, since one proxy is asked for all of it; UDP's own are in test_socks5_association.
+"""
 
 import errno
 import ipaddress

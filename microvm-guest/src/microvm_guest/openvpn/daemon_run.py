@@ -9,6 +9,8 @@ when the first has come. Who was first had to be root, or to guess one port amon
 second or two in which the daemon starts.
 Whatever it takes long to answer (a person's code, a name to resolve, a route) is done beside the
 reading, so that a flood or a silence of the daemon's holds up nothing.
+
+Long, since its tasks share the state of one run; what would part best is the telling of states.
 """
 
 from __future__ import annotations
