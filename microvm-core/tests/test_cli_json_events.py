@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -142,6 +143,25 @@ def test_a_reader_that_never_reads_again_does_not_keep_us(ends: Ends) -> None:
     with open(writer, "w", closefd=False) as stream, EventStream(stream) as events:
         for count in range(MANY):
             events.tell("connections", count=count)
+
+
+def test_a_writer_left_to_itself_does_not_write_to_the_next_file_of_its_number(
+    tmp_path: Path,
+) -> None:
+    reader, writer = a_pipe()
+    with open(writer, "w", closefd=False) as stream, EventStream(stream) as events:
+        for count in range(MANY):
+            events.tell("connections", count=count)
+    with (tmp_path / "next").open("w") as other:
+        os.dup2(other.fileno(), writer)
+    writers = [thread for thread in threading.enumerate() if thread.name == "lines"]
+    while os.read(reader, 65536):  # up to the end that the last writer makes
+        pass
+    for thread in writers:
+        thread.join()
+    os.close(writer)
+    os.close(reader)
+    assert (tmp_path / "next").read_text() == ""
 
 
 def test_a_file_gets_every_event_that_is_told_in_its_time(tmp_path: Path) -> None:

@@ -2,14 +2,18 @@
 
 A pipe, a socket and a terminal take so much and then block, and O_NONBLOCK would be set for our
 parent too, whose open file it is. So a thread of its own writes, and is left to itself if its write
-does not end: a process ends without its daemon threads. It writes to the descriptor, since an
-interpreter that ends would wait for the lock of a buffered stream.
+does not end: a process ends without its daemon threads. It writes to a descriptor, since an
+interpreter that ends would wait for the lock of a buffered stream; and to one of its own, since
+another file may get the number of a stream that is closed while a write to it stands.
 """
 
 from __future__ import annotations
 
+import io
+import os
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self, TextIO
 
@@ -40,6 +44,8 @@ class LineWriter:
         self._backlog = Backlog(LIMIT, left_out)
         self._changed = threading.Condition()
         self._closing = False
+        self._left_alone = False
+        self._fd: int | None = None
         self._write_all: Callable[[int, bytes], None]
         self._error: OSError | None = None
         self._ended = threading.Event()
@@ -54,6 +60,8 @@ class LineWriter:
 
             self._write_all = write_all
             self._stream.flush()  # what was printed before comes before
+            with suppress(io.UnsupportedOperation):  # a stream of somebody's own, in memory
+                self._fd = os.dup(self._stream.fileno())
             self._thread.start()
         return self
 
@@ -73,6 +81,8 @@ class LineWriter:
             self._changed.notify()
         if self._stream is not None:
             self._thread.join(LAST_WORDS_S)
+        with self._changed:
+            self._left_alone = True
         self._ended.set()
         if self._error is not None and error is None:
             raise self._error
@@ -103,20 +113,19 @@ class LineWriter:
         except OSError as error:
             self._error = error
         finally:
+            if self._fd is not None:
+                os.close(self._fd)
             self._ended.set()
 
     def _next(self) -> str | None:
         with self._changed:
             while (line := self._backlog.take()) is None and not self._closing:
                 self._changed.wait()
-            return line
+            return None if self._left_alone else line
 
     def _write(self, text: str) -> None:
-        assert self._stream is not None
-        try:
-            fd = self._stream.fileno()
-        except OSError:  # a stream of somebody's own, in memory
+        if self._fd is not None:
+            self._write_all(self._fd, text.encode("utf-8", "backslashreplace"))
+        elif self._stream is not None:
             self._stream.write(text)
             self._stream.flush()
-        else:
-            self._write_all(fd, text.encode("utf-8", "backslashreplace"))
