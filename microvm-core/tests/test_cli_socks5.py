@@ -1,11 +1,8 @@
-"""``microvm socks5``: where it is told to listen, and the line that it keeps on a terminal."""
-
-import io
+"""``microvm socks5``: where it is told to listen."""
 
 import pytest
 
 from microvm import ConfigError
-from microvm.cli._status_line import StatusLine
 from microvm.cli.socks5 import DEFAULT_LISTEN, parse_listen, read_login
 from microvm.forwards import TcpAddress, UnixAddress
 
@@ -44,31 +41,3 @@ def test_a_login_is_the_first_two_lines_of_a_file(tmp_path):
         assert "sésame" not in str(caught.value)
     with pytest.raises(ConfigError, match="can't be read"):
         read_login(str(tmp_path / "missing"))
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_a_terminal_has_one_line_that_is_written_over():
-    screen = Terminal()
-    status = StatusLine(screen)
-    status.show("one")
-    status.show("one")
-    status.show("two")
-    status.clear()
-    assert screen.getvalue() == "\r\x1b[Kone\r\x1b[Ktwo\r\x1b[K"
-
-
-def test_a_line_can_command_the_terminal_nothing():
-    screen = Terminal()
-    StatusLine(screen).show("\x1b]0;x\x07\n\u202e")
-    assert screen.getvalue() == "\r\x1b[K" + r"\x1b]0;x\x07\n\u202e"
-
-
-def test_nothing_is_written_where_there_is_no_terminal():
-    log = io.StringIO()
-    StatusLine(log).show("one")
-    StatusLine(None).show("one")
-    assert log.getvalue() == ""

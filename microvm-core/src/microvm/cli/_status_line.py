@@ -1,7 +1,13 @@
-"""One line of a terminal that tells how things are, written over as they change."""
+"""One line of a terminal that tells how things are, written over as they change.
+
+A terminal that is held with Ctrl-S, or whose window hangs, takes nothing, and who writes to it
+waits: a proxy would stand still with it. So the line goes by an open file of its own that never
+blocks, which O_NONBLOCK at our standard error would make our parent's too.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
@@ -13,26 +19,28 @@ class StatusLine:
     """The last line of a terminal; nothing at all where there is no terminal.
 
     Args:
-        stream: Where to write; None where a program was started without.
+        terminal: A descriptor that never blocks; None where nobody would see it.
     """
 
-    def __init__(self, stream: TextIO | None) -> None:
-        self._stream = stream if stream is not None and stream.isatty() else None
-        self._shown = ""
+    def __init__(self, terminal: int | None) -> None:
+        self._terminal = terminal
+        self._shown: str | None = ""
         self._holders = 0
 
     @property
     def live(self) -> bool:
         """Whether somebody sees it."""
-        return self._stream is not None
+        return self._terminal is not None
 
     def show(self, text: str) -> None:
-        """Show this, in place of what was there. Control characters are shown as escapes."""
+        """Show this, in place of what was there. Control characters are shown as escapes.
+
+        Waits for nobody: where the terminal takes nothing now, this is not shown.
+        """
         text = visible_text(text.encode("utf-8", "backslashreplace"))
-        if self._stream is not None and not self._holders and text != self._shown:
-            self._stream.write(f"\r\x1b[K{text}")
-            self._stream.flush()
-            self._shown = text
+        if self._terminal is not None and not self._holders and text != self._shown:
+            line = f"\r\x1b[K{text}".encode()
+            self._shown = text if _write(self._terminal, line) == len(line) else None
 
     def clear(self) -> None:
         """Leave an empty line."""
@@ -47,3 +55,39 @@ class StatusLine:
             yield
         finally:
             self._holders -= 1
+
+
+@contextmanager
+def status_line(stream: TextIO | None) -> Iterator[StatusLine]:
+    """A line at this stream's terminal, cleared at the end; one that shows nothing elsewhere.
+
+    Args:
+        stream: Where a person would look; None where a program was started without, or prints for
+            another program.
+    """
+    terminal = None if stream is None else _opened_again(stream)
+    status = StatusLine(terminal)
+    try:
+        yield status
+    finally:
+        status.clear()
+        if terminal is not None:
+            os.close(terminal)
+
+
+def _opened_again(stream: TextIO) -> int | None:
+    if not stream.isatty():
+        return None
+    try:
+        return os.open(
+            os.ttyname(stream.fileno()), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
+        )
+    except (OSError, AttributeError):  # another user's, another mount's; not on Windows
+        return None
+
+
+def _write(terminal: int, data: bytes) -> int:
+    try:
+        return os.write(terminal, data)
+    except OSError:  # BlockingIOError; or it has hung up, of which SIGHUP tells
+        return 0

@@ -6,7 +6,7 @@ import argparse
 import re
 import signal
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from microvm.cli import EXIT_OWN_FAILURE
 from microvm.cli._json_events import EventStream, say_ready
@@ -14,6 +14,7 @@ from microvm.cli._machine_options import add_machine_options, machine_config
 
 if TYPE_CHECKING:
     from microvm._machine import Machine
+    from microvm.cli._status_line import StatusLine
     from microvm.config import MachineConfig
     from microvm.forwards import TcpAddress, UnixAddress
     from microvm.forwards.forward import Forward
@@ -126,14 +127,13 @@ def _run(args: argparse.Namespace, events: EventStream | None) -> int:
 
     from microvm._machine import Machine
     from microvm.cli._signals import ended_by_signals
-    from microvm.cli._status_line import StatusLine
+    from microvm.cli._status_line import status_line
 
     listen = parse_listen(args.listen)
     login = None if args.login_file is None else read_login(args.login_file)
     machine = Machine(_config(args))
-    status = StatusLine(sys.stderr if events is None else None)
 
-    async def session() -> MachineOutcome:
+    async def session(status: StatusLine) -> MachineOutcome:
         async with ended_by_signals(signal.SIGTERM, signal.SIGHUP), machine:
             status.show(f"microvm: booting on {machine.backend.name}")
             if events is not None:
@@ -148,10 +148,8 @@ def _run(args: argparse.Namespace, events: EventStream | None) -> int:
                 nursery.cancel_scope.cancel()
         return outcome
 
-    try:
-        outcome = trio.run(session)
-    finally:
-        status.clear()
+    with status_line(sys.stderr if events is None else None) as status:
+        outcome = trio.run(session, status)
     if events is None:
         print(f"microvm: the machine has ended. {outcome.detail}", file=sys.stderr)
     else:
@@ -169,16 +167,15 @@ async def _open(
     return await machine.socks5(host=listen.host, port=listen.port, login=login)
 
 
-async def _watch(proxy: Forward, status: Any, events: EventStream | None) -> None:
+async def _watch(proxy: Forward, status: StatusLine, events: EventStream | None) -> None:
     """Tell how many connections there are, when that changes."""
     import trio
 
     told = None
     while True:
         count = proxy.connections
-        if count != told:
-            told = count
-            status.show(f"microvm: SOCKS5 at {proxy.address}, connections: {count}. Ctrl-C ends it")
-            if events is not None:
-                events.tell("connections", count=count)
+        status.show(f"microvm: SOCKS5 at {proxy.address}, connections: {count}. Ctrl-C ends it")
+        if events is not None and count != told:
+            events.tell("connections", count=count)
+        told = count
         await trio.sleep(LOOK_EVERY_S)

@@ -17,6 +17,7 @@ from microvm.cli._machine_options import add_machine_options, machine_config
 from microvm.cli.socks5 import DEFAULT_LISTEN, parse_listen
 
 if TYPE_CHECKING:
+    from microvm.cli._status_line import StatusLine
     from microvm.config import MachineConfig
     from microvm.forwards.forward import Forward
     from microvm.outcome import MachineOutcome
@@ -116,7 +117,7 @@ def _run(args: argparse.Namespace, events: EventStream | None) -> int:
     from microvm.cli import _vpn_credentials
     from microvm.cli._prompt import prompt_here
     from microvm.cli._signals import ended_by_signals
-    from microvm.cli._status_line import StatusLine
+    from microvm.cli._status_line import status_line
     from microvm.forwards import UnixAddress
     from microvm_guest.openvpn import OpenVpnTunnel, read_config
 
@@ -124,18 +125,17 @@ def _run(args: argparse.Namespace, events: EventStream | None) -> int:
     config = read_config(args.config, files_outside=args.allow_files)
     given = _vpn_credentials.given(config, args.auth_file)
     machine = Machine(_config(args))
-    status = StatusLine(sys.stderr if events is None else None)
-    prompt = prompt_here(status) if events is None else None
     lines = LineWriter(sys.stderr if events is None else None)
     if events is None:
         names = ", ".join(line.partition(":")[0] for line in config.left_out)
         if names:
             print(f"microvm: passed over what means nothing here: {names}", file=sys.stderr)
 
-    async def session() -> None:
+    async def session(status: StatusLine) -> None:
+        prompt = prompt_here(status) if events is None else None
         async with ended_by_signals(signal.SIGTERM, signal.SIGHUP):
             known = await _vpn_credentials.completed(given, config, prompt)
-            outcome = await serve(known)
+            outcome = await serve(known, status)
         status.clear()
         if events is None:
             text = f"microvm: the machine has ended. {outcome.detail}"
@@ -143,7 +143,7 @@ def _run(args: argparse.Namespace, events: EventStream | None) -> int:
         else:
             events.tell("ended", reason=outcome.reason.value, detail=outcome.detail)
 
-    async def serve(known: Credentials) -> MachineOutcome:
+    async def serve(known: Credentials, status: StatusLine) -> MachineOutcome:
         async with machine:
             status.show(f"microvm: booting on {machine.backend.name}")
             if events is not None:
@@ -178,12 +178,10 @@ def _run(args: argparse.Namespace, events: EventStream | None) -> int:
     from microvm._groups import only_error
 
     try:
-        with lines:
-            trio.run(session)
+        with lines, status_line(sys.stderr if events is None else None) as status:
+            trio.run(session, status)
     except BaseExceptionGroup as group:
         raise only_error(group) from None
-    finally:
-        status.clear()
     return EXIT_OWN_FAILURE
 
 
@@ -201,7 +199,7 @@ async def _tell_states(vpn: OpenVpnTunnel, events: EventStream) -> None:
             events.tell("vpn", **_facts(event.status))
 
 
-async def _say_states(vpn: OpenVpnTunnel, status: Any, lines: LineWriter) -> None:
+async def _say_states(vpn: OpenVpnTunnel, status: StatusLine, lines: LineWriter) -> None:
     """Every change of the VPN's state, as a line where there is no status line."""
     from microvm_guest.openvpn import StateChanged
 
@@ -241,7 +239,7 @@ def _sentence(status: VpnStatus) -> str:
     return visible_lines(f"{text}. {status.detail}" if status.detail else text)
 
 
-async def _watch(vpn: OpenVpnTunnel, proxy: Forward, status: Any) -> None:
+async def _watch(vpn: OpenVpnTunnel, proxy: Forward, status: StatusLine) -> None:
     """The live line."""
     import trio
 
