@@ -10,7 +10,7 @@ second or two in which the daemon starts.
 Whatever it takes long to answer (a person's code, a name to resolve, a route) is done beside the
 reading, so that a flood or a silence of the daemon's holds up nothing.
 
-Long, since its tasks share the state of one run; what would part best is the telling of states.
+Long, since its tasks share the state of one run.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from microvm_guest.openvpn.management import ManagementParser, command
 from microvm_guest.openvpn.places import Found, Places
 from microvm_guest.openvpn.states import ENDED, VpnReason, VpnState
 from microvm_guest.openvpn.status import LogBudget, VpnStatus
+from microvm_guest.openvpn.telling import PER_S, Telling
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -66,12 +67,6 @@ BREATH_S: Final = 0.05
 RECEIVE: Final = 32 * 1024
 TAIL_LINES: Final = 20
 MAX_PRINTED: Final = 400
-MAX_UNTOLD: Final = 32
-"""States that wait to be told; of more, the first are left out."""
-STATES_PER_S: Final = 2.0
-STATES_BURST: Final = 100.0
-"""So many changes are told at once; an attempt to connect has half a dozen, a daemon that was taken
-over as many as it likes."""
 
 T = TypeVar("T")
 
@@ -127,7 +122,7 @@ class DaemonRun:
         self._send, self._outgoing = trio.open_memory_channel[bytes](64)
         self._way_send, self._ways = trio.open_memory_channel[s.OpenWay | s.ShutWay](64)
         self._budget = LogBudget()
-        self._states_budget = LogBudget(per_s=STATES_PER_S, burst=STATES_BURST)
+        self._telling = Telling(self._publish, lambda: self._begin(self._tell_late, 1 / PER_S))
         self._printed: deque[str] = deque(maxlen=TAIL_LINES)
         self._hurry = trio.Event()
         self._holding = False
@@ -135,14 +130,6 @@ class DaemonRun:
         self._ran = False
         self._way_is_open = False
         """Or may be, in part."""
-        self._to_shut = 0
-        """How often that was said and not done yet."""
-        self._untold: deque[VpnStatus] = deque(maxlen=MAX_UNTOLD)
-        """What the session has become meanwhile."""
-        self._told: VpnStatus | None = None
-        """The last that was, without its byte counts."""
-        self._over_budget = False
-        """Whether of what is untold only the last will be told, when there is budget again."""
         self._under_way: dict[str, trio.CancelScope] = {}
         self._over = trio.Event()
 
@@ -187,7 +174,7 @@ class DaemonRun:
             printed = [line[:MAX_PRINTED] for line in self._printed]
             if self._ran:  # else nobody was told that it had begun
                 self._do(self._session.ended(printed, time.time(), asked=asked))
-                self._tell()
+                self._telling.finish(trio.current_time())
             self._link.on_clock_change = None
             self._watcher.run_is_over()
             self._over.set()
@@ -297,16 +284,14 @@ class DaemonRun:
                 case s.Send(data=data):
                     self._put(data)
                 case s.OpenWay() | s.ShutWay():
-                    self._to_shut += isinstance(step, s.ShutWay)
+                    if isinstance(step, s.ShutWay):
+                        self._telling.hold()  # until `_walk` has done it
                     try:
                         self._way_send.send_nowait(step)
                     except trio.WouldBlock:
                         self._scope.cancel()
                 case s.Tell():
-                    # Whoever hears that the tunnel is down finds the way shut.
-                    self._untold.append(self._session.status)
-                    if not self._to_shut:
-                        self._tell()
+                    self._telling.put(self._session.status, trio.current_time())
                 case s.Log(flags=flags, text=text):
                     self._log(flags, text)
                 case s.Wait(seconds=seconds):
@@ -334,37 +319,16 @@ class DaemonRun:
 
         self._nursery.start_soon(run)
 
-    def _tell(self) -> None:
-        """Tell what is another than before, and of a flood the last; an end always and at once."""
-        while self._untold:
-            status = self._untold.popleft()
-            if self._over_budget and self._untold:
-                continue
-            told = attrs.evolve(status, received_bytes=0, sent_bytes=0)
-            if told != self._told:
-                may = status.state in ENDED or self._states_budget.take(trio.current_time())
-                if not may:
-                    self._untold.appendleft(status)
-                    if self._over_budget:
-                        return
-                    self._over_budget = True
-                    self._begin(self._tell_later, 1 / STATES_PER_S)
-                    continue
-                self._told = told
-                self._publish(status)
-            self._over_budget = False
-
     def _publish(self, status: VpnStatus) -> None:
         failed = status.state is VpnState.FAILED
         self._watcher.publish(status, self._session.error() if failed else None)
         if failed:
             self._begin(self._bury, TERM_WITHIN_S)
 
-    async def _tell_later(self, seconds: float) -> None:
-        while self._over_budget:
-            await trio.sleep(seconds)
-            if not self._to_shut:
-                self._tell()
+    async def _tell_late(self, every_s: float) -> None:
+        while self._telling.is_late:
+            await trio.sleep(every_s)
+            self._telling.go_on(trio.current_time())
 
     async def _bury(self, within_s: float) -> None:
         await trio.sleep(within_s)
@@ -413,9 +377,7 @@ class DaemonRun:
             if isinstance(step, s.ShutWay):
                 with trio.move_on_after(TERM_WITHIN_S):  # a guest that hangs hides nothing
                     await self._shut_way()
-                self._to_shut -= 1
-                if not self._to_shut:
-                    self._tell()
+                self._telling.release(trio.current_time())
                 continue
             self._way_is_open = True
             failure = ""
