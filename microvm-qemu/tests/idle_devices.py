@@ -11,7 +11,7 @@ from microvm.virtio.ids import DeviceType
 class Idle(VirtioDevice):
     """A device that no driver ever uses."""
 
-    def __init__(self, kind: int, queues: Sequence[int], config: bytes = b"") -> None:
+    def __init__(self, kind: int, queues: Sequence[int] = (64,), config: bytes = b"") -> None:
         self._kind = kind
         self._queues = queues
         self._config = config

@@ -1,12 +1,12 @@
 """QEMU's command line, made without a QEMU."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
 import pytest
 
-from microvm.abc import Activation, MachinePlan, VirtioDevice
+from microvm.abc import MachinePlan
 from microvm.config import MAX_CMDLINE_BYTES, MachineConfig
 from microvm.virtio.ids import DeviceType
 from microvm_qemu._command import (
@@ -21,6 +21,8 @@ from microvm_qemu._devices import FRONT_ENDS, device_argument
 from microvm_qemu._facts import QemuFacts
 from microvm_qemu._options import QemuOptions
 
+from .idle_devices import Idle
+
 PlanOf = Callable[..., MachinePlan]
 
 FACTS = QemuFacts(
@@ -33,29 +35,6 @@ FACTS = QemuFacts(
 )
 TCG = QemuOptions()
 KVM = QemuOptions(accel="kvm")
-
-
-class Device(VirtioDevice):
-    def __init__(
-        self, kind: int, queue_max_sizes: Sequence[int] = (64,), config: bytes = b""
-    ) -> None:
-        self._kind = kind
-        self._queue_max_sizes = queue_max_sizes
-        self._config = config
-
-    @property
-    def device_id(self) -> int:
-        return self._kind
-
-    @property
-    def queue_max_sizes(self) -> Sequence[int]:
-        return self._queue_max_sizes
-
-    def read_config(self, offset: int, length: int) -> bytes:
-        return self._config[offset : offset + length].ljust(length, b"\0")
-
-    async def run(self, activation: Activation) -> None:
-        raise NotImplementedError
 
 
 def arguments(plan: MachinePlan, options: QemuOptions = TCG, facts: QemuFacts = FACTS) -> list[str]:
@@ -80,7 +59,7 @@ def test_the_guest_runs_when_the_monitor_says_so_and_never_reboots(plan_of: Plan
 
 
 def test_nothing_has_a_name_in_the_file_system(plan_of: PlanOf) -> None:
-    words = arguments(plan_of(Path("/k"), [Device(DeviceType.VSOCK)]))
+    words = arguments(plan_of(Path("/k"), [Idle(DeviceType.VSOCK)]))
     assert not [word for word in words if "path=" in word or "server=" in word]
 
 
@@ -123,7 +102,7 @@ def test_extra_arguments_come_last(plan_of: PlanOf) -> None:
 
 
 def test_devices_keep_their_order_and_leave_the_clocks_interrupt_alone(plan_of: PlanOf) -> None:
-    plan = plan_of(Path("/k"), [Device(DeviceType.ENTROPY)] * MAX_DEVICES)
+    plan = plan_of(Path("/k"), [Idle(DeviceType.ENTROPY)] * MAX_DEVICES)
     words = arguments(plan)
     values = [words[i + 1] for i, word in enumerate(words) if word == "-device"]
     buses = [int(value.rpartition("bus.")[2]) for value in values]
@@ -136,19 +115,19 @@ def test_devices_keep_their_order_and_leave_the_clocks_interrupt_alone(plan_of: 
 
 
 def test_blk_gets_its_queues_as_properties() -> None:
-    device = Device(DeviceType.BLOCK, (128, 64))
+    device = Idle(DeviceType.BLOCK, (128, 64))
     argument = device_argument(device, chardev="c", bus="b")
     assert argument == "vhost-user-blk,chardev=c,bus=b,num-queues=2,queue-size=64"
 
 
 def test_fs_gets_its_tag_from_its_configuration_space_with_commas_doubled() -> None:
     config = b"my,tag=x".ljust(36, b"\0") + (3).to_bytes(4, "little")
-    argument = device_argument(Device(DeviceType.FS, (64,) * 4, config), chardev="c", bus="b")
+    argument = device_argument(Idle(DeviceType.FS, (64,) * 4, config), chardev="c", bus="b")
     assert "tag=my,,tag=x," in argument
     assert "num-request-queues=3" in argument
 
 
-class Net(Device):
+class Net(Idle):
     """Two pairs of queues, and an address that the driver may change or not."""
 
     def __init__(self, features: int = 1 << 23) -> None:
@@ -196,14 +175,14 @@ def where_of(plan: MachinePlan, facts: QemuFacts = FACTS) -> list[str]:
 
 
 def test_a_plan_within_all_limits_has_no_problem(plan_of: PlanOf) -> None:
-    devices = [Device(DeviceType.VSOCK)] * MAX_DEVICES
+    devices = [Idle(DeviceType.VSOCK)] * MAX_DEVICES
     spare = MAX_CMDLINE_BYTES - MAX_DEVICES * DEVICE_WORD_BYTES
     plan = plan_of(Path("/k"), devices, mem_size_mib=1024, vcpu_count=255, cmdline="x" * spare)
     assert where_of(plan) == []
 
 
 def test_one_more_than_each_limit_is_a_problem_and_all_are_listed(plan_of: PlanOf) -> None:
-    devices = [Device(DeviceType.VSOCK)] * (MAX_DEVICES + 1)
+    devices = [Idle(DeviceType.VSOCK)] * (MAX_DEVICES + 1)
     spare = MAX_CMDLINE_BYTES - len(devices) * DEVICE_WORD_BYTES
     plan = plan_of(Path("/k"), devices, mem_size_mib=1025, cmdline="x" * (spare + 1))
     assert where_of(plan) == ["mem_size_mib", "devices", "cmdline"]
@@ -213,17 +192,17 @@ def test_one_more_than_each_limit_is_a_problem_and_all_are_listed(plan_of: PlanO
 def test_words_for_init_would_hide_the_devices_behind_them(
     plan_of: PlanOf, words: str, where: list[str]
 ) -> None:
-    assert where_of(plan_of(Path("/k"), [Device(DeviceType.VSOCK)], cmdline=words)) == where
+    assert where_of(plan_of(Path("/k"), [Idle(DeviceType.VSOCK)], cmdline=words)) == where
     assert where_of(plan_of(Path("/k"), (), cmdline=words)) == []
 
 
 def test_a_device_without_a_front_end_is_a_problem(plan_of: PlanOf) -> None:
-    assert where_of(plan_of(Path("/k"), [Device(DeviceType.CONSOLE)])) == ["devices"]
+    assert where_of(plan_of(Path("/k"), [Idle(DeviceType.CONSOLE)])) == ["devices"]
 
 
 def test_a_front_end_that_this_qemu_lacks_is_a_problem(plan_of: PlanOf) -> None:
     facts = attrs.evolve(FACTS, devices=frozenset({"vhost-user-vsock-device"}))
-    assert where_of(plan_of(Path("/k"), [Device(DeviceType.BLOCK)]), facts) == ["devices"]
+    assert where_of(plan_of(Path("/k"), [Idle(DeviceType.BLOCK)]), facts) == ["devices"]
 
 
 # --- the kernel's words ----------------------------------------------------------------------

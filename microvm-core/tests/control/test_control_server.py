@@ -1,16 +1,10 @@
-"""A machine's control socket: what it answers, and whom. Rows 86 and 90.
+"""A machine's control socket: what it answers, and whom. Rows 86 and 90."""
 
-Long: what copies do at a socket would part well.
-"""
-
-import json
 import os
 import random
 import socket
 import stat
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,64 +12,17 @@ import pytest
 import trio
 import trio.testing
 
-from microvm import ConfigError, Machine
-from microvm.abc import CopyReport
+from microvm import ConfigError
 from microvm.control import server as server_module
 from microvm.control.client import ControlClient, running_machines
 from microvm.control.directory import runtime_directory
-from microvm.control.lines import MAX_REQUEST_BYTES, Refused
+from microvm.control.lines import MAX_REQUEST_BYTES
 from microvm.control.server import ControlServer
-from microvm.errors import GuestGone
 from microvm.outcome import MachineOutcome, OutcomeReason
-from microvm.testing.boot_files import tiny_kernel
 from microvm.testing.census import Census
-from microvm.testing.platform import ScriptedMachine, scripted_machine
+from microvm.testing.platform import ScriptedMachine
 
-Build = Callable[..., Machine]
-NAME = "web-1"
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where this test's sockets are."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    (tmp_path / "run").mkdir()
-    return tmp_path / "run" / "microvm"
-
-
-@pytest.fixture
-def machine_of(place: Path, tmp_path: Path) -> Build:
-    return partial(scripted_machine, tiny_kernel(tmp_path / "kernel"), name=NAME)
-
-
-async def ask(*verbs: str, name: str = NAME) -> list[Any]:
-    """What a client in another thread is answered, or the error that it meets."""
-
-    def client() -> list[Any]:
-        answers: list[Any] = []
-        with ControlClient(name) as connection:
-            for verb in verbs:
-                try:
-                    answers.append(connection.ask(verb))
-                except (Refused, GuestGone) as error:
-                    answers.append(error)
-        return answers
-
-    with trio.fail_after(60):
-        return await trio.to_thread.run_sync(client)
-
-
-async def connected(place: Path) -> trio.SocketStream:
-    return await trio.open_unix_socket(place / f"{NAME}.sock")
-
-
-async def answer_line(stream: trio.SocketStream) -> dict[str, Any]:
-    got = b""
-    while not got.endswith(b"\n"):
-        data = await stream.receive_some(1)
-        assert data, got
-        got += data
-    return json.loads(got)
+from .control_clients import NAME, Build, answer_line, ask, connected
 
 
 async def test_info_stats_and_stop(machine_of: Build) -> None:
@@ -375,129 +322,3 @@ async def test_whatever_clients_send_the_machine_lives_and_serves_others(
         assert (await ask("info"))[0]["state"] == "running"
     assert Census.take().descriptors == before
     assert not caplog.records
-
-
-# --- copies ----------------------------------------------------------------------------------
-
-
-class Copies:
-    """The files of a guest that only a test's script knows."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, str]] = []
-        self.cancelled = trio.Event()
-        self.does: Callable[[], Any] = trio.lowlevel.checkpoint
-
-    async def _copy(self, first: str, second: str) -> CopyReport:
-        self.asked.append((first, second))
-        try:
-            await self.does()
-        except trio.Cancelled:
-            self.cancelled.set()
-            raise
-        return CopyReport(entries=2, bytes=3, skipped=("pipe",))
-
-    def into(self, machine: Machine) -> None:
-        machine.copy_in = self._copy  # type: ignore[method-assign]
-        machine.copy_out = self._copy  # type: ignore[method-assign]
-
-
-def copy_line(verb: str, **paths: str) -> bytes:
-    return json.dumps({"do": verb, **paths}).encode() + b"\n"
-
-
-async def test_a_copy_is_done_by_the_machines_program_and_told(machine_of, place) -> None:
-    copies = Copies()
-    async with machine_of() as machine, await connected(place) as client:
-        copies.into(machine)
-        await client.send_all(copy_line("copy-in", local="/a", guest="/b"))
-        answered = await answer_line(client)
-        assert answered == {"ok": {"entries": 2, "bytes": 3, "skipped": ["pipe"]}}
-        await client.send_all(copy_line("copy-out", local="/a", guest="/b"))
-        assert "ok" in await answer_line(client)
-        assert copies.asked == [("/a", "/b"), ("/b", "/a")]
-
-
-async def test_who_leaves_gives_up_the_copy(machine_of, place) -> None:
-    copies = Copies()
-    copies.does = trio.sleep_forever
-    async with machine_of() as machine:
-        copies.into(machine)
-        async with await connected(place) as client:
-            await client.send_all(copy_line("copy-in", local="/a", guest="/b"))
-            while not copies.asked:
-                await trio.testing.wait_all_tasks_blocked(0.001)
-        await copies.cancelled.wait()
-        assert (await ask("info"))[0]["state"] == "running"
-
-
-async def test_who_leaves_without_having_read_an_answer_gives_up_the_copy_too(
-    machine_of, place, caplog
-) -> None:
-    copies = Copies()
-    copies.does = trio.sleep_forever
-    async with machine_of() as machine:
-        copies.into(machine)
-        async with await connected(place) as client:
-            lines = copy_line("info") + copy_line("copy-in", local="/a", guest="/b")
-            await client.send_all(lines)
-            with trio.fail_after(30):
-                while not copies.asked:
-                    await trio.testing.wait_all_tasks_blocked(0.001)
-        with trio.fail_after(30):
-            await copies.cancelled.wait()
-        assert (await ask("info"))[0]["state"] == "running"
-    assert not caplog.records
-
-
-async def test_who_has_asked_for_more_and_leaves_gives_up_the_copy_too(machine_of, place) -> None:
-    copies = Copies()
-    copies.does = trio.sleep_forever
-    async with machine_of() as machine:
-        copies.into(machine)
-        async with await connected(place) as client:
-            await client.send_all(copy_line("copy-in", local="/a", guest="/b"))
-            while not copies.asked:
-                await trio.testing.wait_all_tasks_blocked(0.001)
-            await client.send_all(copy_line("info"))
-            await trio.testing.wait_all_tasks_blocked(0.001)
-        with trio.move_on_after(5):
-            await copies.cancelled.wait()
-        assert copies.cancelled.is_set()
-
-
-async def test_what_a_copy_fails_by_is_told_whosever_fault(machine_of, place) -> None:
-    copies = Copies()
-    failures = iter([GuestGone("It is gone."), FileNotFoundError(2, "No such file or directory")])
-
-    async def fail() -> None:
-        raise next(failures)
-
-    copies.does = fail
-    async with machine_of() as machine, await connected(place) as client:
-        copies.into(machine)
-        for code, message in [
-            ("guest.gone", "It is gone."),
-            ("config", "/a can't be copied: No such file or directory."),
-        ]:
-            await client.send_all(copy_line("copy-in", local="/a", guest="/b"))
-            said = await answer_line(client)
-            assert (said["error"], said["message"]) == (code, message)
-
-
-@pytest.mark.parametrize(
-    "paths",
-    [
-        {},
-        {"local": "/a"},
-        {"local": "a", "guest": "/b"},
-        {"local": "/a", "guest": "b"},
-        {"local": "/a\0", "guest": "/b"},
-    ],
-)
-async def test_a_copy_without_two_whole_paths_is_no_request(machine_of, place, paths) -> None:
-    async with machine_of(), await connected(place) as client:
-        await client.send_all(copy_line("copy-out", **paths))
-        assert (await answer_line(client))["error"] == "control.request"
-        await client.send_all(copy_line("info"))
-        assert "ok" in await answer_line(client)
