@@ -1,8 +1,8 @@
 """Files that a machine writes for its user: a console, a capture. What is in them is private.
 
 The path may be in a folder that others write to, and what is there may be theirs. So a regular file
-must be our own user's, whatever its mode was it is ours alone from then on, and no symbolic link
-leads to one. Nothing of a file is changed until it is sure that it may be.
+must be our own user's, whatever its mode was it is ours alone from then on, no symbolic link leads
+to one, and no other machine writes to it. Nothing of a file is changed until all that is sure.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Final
 
 from microvm.errors import ConfigError
+from microvm.file_lock import lock_file
 
 _FLAGS: Final = os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 """Without O_NONBLOCK, opening a pipe would wait for its reader."""
 
 
 def open_output_file(path: Path, label: str, *, special: bool = False) -> int:
-    """Open a file to write to; one that is not there is made, mode 0600.
+    """Open a file to write to: empty, ours alone until it is closed, its user's alone (0600).
 
-    One that is there is as it was: `begin_output_file` comes next.
+    What is no regular file stays as it is.
 
     Args:
         path: Where.
@@ -34,7 +35,7 @@ def open_output_file(path: Path, label: str, *, special: bool = False) -> int:
         The descriptor, which does not block.
 
     Raises:
-        ConfigError: it can't be written, or is not ours.
+        ConfigError: it can't be written, is not ours, or is in use.
     """
     try:
         fd, is_link = _open(path, special=special)
@@ -49,6 +50,14 @@ def open_output_file(path: Path, label: str, *, special: bool = False) -> int:
                 raise _refused(
                     path, label, "it is another user's", "Remove it, or choose another name."
                 )
+            if not lock_file(fd, path, exclusive=True):
+                raise _refused(
+                    path,
+                    label,
+                    "it is in use, by another machine or program",
+                    "Give each machine, and each network of it, a file of its own.",
+                )
+            _begin(fd, path, label)
         elif not special:
             raise _refused(path, label, "it is no regular file", "Choose another name.")
     except BaseException:
@@ -57,16 +66,10 @@ def open_output_file(path: Path, label: str, *, special: bool = False) -> int:
     return fd
 
 
-def begin_output_file(fd: int, path: Path, label: str) -> None:
-    """Make a regular file empty, and its user's alone (0600); anything else stays as it is.
-
-    Raises:
-        ConfigError: that can't be done.
-    """
+def _begin(fd: int, path: Path, label: str) -> None:
     try:
-        if stat.S_ISREG(os.fstat(fd).st_mode):
-            os.fchmod(fd, 0o600)
-            os.ftruncate(fd, 0)
+        os.fchmod(fd, 0o600)
+        os.ftruncate(fd, 0)
     except OSError as error:
         raise _unusable(path, label, error) from error
 

@@ -54,6 +54,22 @@ async def test_no_symbolic_link_to_a_file_is_followed(tmp_path: Path) -> None:
     assert not (tmp_path / "nothing").exists()
 
 
+async def test_a_file_that_another_machine_writes_is_refused_and_stays_as_it_is(
+    served, tmp_path: Path
+) -> None:
+    path = tmp_path / "console"
+    async with served(FileSink(path, 1024)) as bench:
+        bench.hub.feed(b"first")
+        while not path.read_bytes():  # noqa: ASYNC110 - the disk tells nobody
+            await trio.sleep(0.001)
+        with pytest.raises(ConfigError, match="it is in use"):
+            async with FileSink(path, 1024).lifespan():
+                pytest.fail("it was opened")
+        assert path.read_bytes() == b"first"
+    async with served(FileSink(path, 1024)):
+        pass  # whoever had it has left
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 async def test_somebody_elses_file_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "console"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from microvm.abc.console import ConsoleSink
-from microvm.output_file import begin_output_file, open_output_file
+from microvm.output_file import open_output_file
 
 if TYPE_CHECKING:
     from trio.abc import HalfCloseableStream
@@ -33,8 +33,8 @@ class FileSink(ConsoleSink):
     """Writes what the guest prints; nothing is typed.
 
     Args:
-        path: Emptied if it is there, and its user's alone from then on (0600). It may be a pipe or
-            a terminal; while nobody reads that, bytes are dropped.
+        path: Emptied if it is there, and its user's alone from then on (0600). No two machines
+            share one. It may be a pipe or a terminal; while nobody reads that, bytes are dropped.
         max_bytes: The file's bound, the line that tells of it not counted.
     """
 
@@ -56,11 +56,6 @@ class FileSink(ConsoleSink):
     async def lifespan(self) -> AsyncIterator[None]:
         """As `ConsoleSink.lifespan`."""
         fd = open_output_file(self._path, _LABEL, special=True)
-        try:
-            begin_output_file(fd, self._path, _LABEL)
-        except BaseException:
-            os.close(fd)
-            raise
         self._file = _File(fd, self._max, os.fspath(self._path))
         try:
             yield

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from microvm.errors import ImageError
+from microvm.file_lock import lock_file
 from microvm_devices.blk._fallocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
 from microvm_devices.blk.disk import Disk
 from microvm_devices.blk.layout import SECTOR_BYTES
-from microvm_devices.file_lock import lock_file
 
 if TYPE_CHECKING:
     from microvm.config import DriveConfig

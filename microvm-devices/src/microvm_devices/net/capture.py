@@ -21,9 +21,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from microvm.abc import NetLink
-from microvm.errors import ConfigError
-from microvm.output_file import begin_output_file, open_output_file
-from microvm_devices.file_lock import lock_file
+from microvm.output_file import open_output_file
 from microvm_devices.net.packet import HEADER_BYTES
 
 if TYPE_CHECKING:
@@ -83,7 +81,7 @@ class CaptureFile:
         Raises:
             ConfigError: the file can't be written, or somebody else uses it.
         """
-        fd = self._open()
+        fd = open_output_file(self._path, _LABEL)
         try:
             self._buffer += _FILE_HEADER.pack(
                 _MAGIC_NS, 2, 4, 0, 0, _SNAP_BYTES, _LINKTYPE_ETHERNET
@@ -99,20 +97,6 @@ class CaptureFile:
                 await trio.to_thread.run_sync(self._write, fd, bytes(self._buffer))
             self._buffer.clear()
             os.close(fd)
-
-    def _open(self) -> int:
-        fd = open_output_file(self._path, _LABEL)
-        try:
-            if not lock_file(fd, self._path, exclusive=True):
-                raise ConfigError(
-                    f"{_LABEL}: {self._path} is in use: another network or program uses it.",
-                    remedy="Give each network a file of its own.",
-                )
-            begin_output_file(fd, self._path, _LABEL)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
 
     def links(self, links: Sequence[NetLink], *, vnet_header: bool) -> tuple[NetLink, ...]:
         """The same links, what passes through them kept."""
