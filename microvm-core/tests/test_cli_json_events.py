@@ -19,7 +19,7 @@ import trio
 
 from microvm.cli._backlog import Backlog, Weight
 from microvm.cli._json_events import EventStream
-from microvm.cli._line_writer import LineWriter
+from microvm.cli._line_writer import LIMIT, LineWriter
 
 MANY = 20_000
 """Events; more than any pipe or terminal holds."""
@@ -145,23 +145,41 @@ def test_a_reader_that_never_reads_again_does_not_keep_us(ends: Ends) -> None:
             events.tell("connections", count=count)
 
 
+def read_to_the_end(fd: int) -> bytes:
+    """Up to the end that a writer left to itself makes."""
+    seen = b""
+    while data := os.read(fd, 65536):
+        seen += data
+    for thread in threading.enumerate():
+        if thread.name == "lines":
+            thread.join(60)
+            assert not thread.is_alive()
+    return seen
+
+
 def test_a_writer_left_to_itself_does_not_write_to_the_next_file_of_its_number(
     tmp_path: Path,
 ) -> None:
-    reader, writer = a_pipe()
+    reader, writer = a_pipe_that_never_blocks()
+    long = "y" * 200_000  # written in pieces: more than any pipe holds
     with open(writer, "w", closefd=False) as stream, EventStream(stream) as events:
-        for count in range(MANY):
-            events.tell("connections", count=count)
+        events.tell("ended", reason=long)
     with (tmp_path / "next").open("w") as other:
         os.dup2(other.fileno(), writer)
-    writers = [thread for thread in threading.enumerate() if thread.name == "lines"]
-    while os.read(reader, 65536):  # up to the end that the last writer makes
-        pass
-    for thread in writers:
-        thread.join()
+    assert json.loads(read_to_the_end(reader))["reason"] == long
     os.close(writer)
     os.close(reader)
     assert (tmp_path / "next").read_text() == ""
+
+
+def test_a_writer_left_to_itself_ends_after_the_line_that_is_under_way() -> None:
+    reader, writer = a_pipe()
+    with open(writer, "w") as stream, EventStream(stream) as events:
+        for count in range(MANY):
+            events.tell("connections", count=count)
+    *_, last = read_to_the_end(reader).splitlines()
+    os.close(reader)
+    assert json.loads(last).get("count", 0) < MANY - LIMIT
 
 
 def test_a_file_gets_every_event_that_is_told_in_its_time(tmp_path: Path) -> None:

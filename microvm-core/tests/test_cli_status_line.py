@@ -3,9 +3,11 @@
 import io
 import os
 import pty
+import sys
 import termios
 import tty
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -68,6 +70,28 @@ def test_a_terminal_that_takes_nothing_holds_up_nobody(terminal: Ends, held: boo
             except BlockingIOError:
                 status.show("at last")
     assert len(seen) < 5_000 * len("connections: 1000")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_terminal_of_another_users_has_the_line_if_we_are_at_it() -> None:
+    """As after su(1): what may not be opened by its name is ours by /dev/tty."""
+    script = (
+        "import os, sys\n"
+        "from microvm.cli._status_line import status_line\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "with status_line(sys.stderr) as status: status.show('one')\n"
+    )
+    child, person = pty.fork()
+    if child == 0:  # pragma: no cover - another program from here on
+        os.fchmod(0, 0o620)
+        os.execv(sys.executable, [sys.executable, "-c", script])
+    seen = b""
+    with suppress(OSError):  # EIO, when all who write have gone
+        while data := os.read(person, 4096):
+            seen += data
+    os.close(person)
+    assert os.waitpid(child, 0)[1] == 0, seen
+    assert seen == b"\r\x1b[Kone\r\x1b[K"
 
 
 def test_what_our_parent_has_at_that_terminal_still_blocks(terminal: Ends) -> None:

@@ -337,7 +337,8 @@ class ConsoleConfig:
     output: ConsoleOutput = attrs.field(default=ConsoleOutput.RING, converter=_console_output)
     """Also by its value: ``"ring"``, ``"file"``, ``"stdio"`` or ``"pty"``."""
     path: Path | None = attrs.field(default=None, converter=_path)
-    """The file's; it is emptied first, and your own user's alone from then on (0600)."""
+    """The file's; it is emptied first, and your own user's alone from then on (0600). One that
+    another machine writes is refused."""
     max_file_bytes: int = 64 << 20
     """What the file may become; a line in it says so when it is full."""
     device: ConsoleDevice = attrs.field(default=ConsoleDevice.SERIAL, converter=_console_device)

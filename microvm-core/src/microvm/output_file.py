@@ -54,7 +54,8 @@ def open_output_file(path: Path, label: str, *, special: bool = False) -> int:
                 raise _refused(
                     path,
                     label,
-                    "it is in use, by another machine or program",
+                    "it is in use, by another machine or program, or by a machine that has ended "
+                    "and whose disk is slow to write the last of it",
                     "Give each machine, and each network of it, a file of its own.",
                 )
             _begin(fd, path, label)

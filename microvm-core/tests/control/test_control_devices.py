@@ -21,7 +21,7 @@ from microvm.testing.census import Census
 from microvm.testing.platform import ScriptedBackend
 from microvm.testing.plugins import plugin_manager
 
-NAME = "web-1"
+from .control_clients import NAME, connected
 
 
 class Radio(VirtioDevice):
@@ -69,9 +69,7 @@ class Radio(VirtioDevice):
 
 
 @pytest.fixture
-def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Radio], Machine]:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-
+def build(place: Path, tmp_path: Path) -> Callable[[Radio], Machine]:
     def build(radio: Radio) -> Machine:
         factory = DeviceFactory(
             name="radio", summary="for tests", virtio_id=4, create=lambda options: radio
@@ -117,11 +115,11 @@ async def test_a_stream_is_handed_over_and_outlives_the_connection(build, socket
     assert Census.take().descriptors == before.descriptors
 
 
-async def test_a_client_that_does_not_take_its_stream_closes_it(build, tmp_path) -> None:
+async def test_a_client_that_does_not_take_its_stream_closes_it(build, place) -> None:
     """It asks, and leaves; the device learns that nobody is there."""
     radio = Radio(sockets=True)
     async with build(radio) as machine:
-        client = await trio.open_unix_socket(tmp_path / "microvm" / f"{NAME}.sock")
+        client = await connected(place)
         await client.send_all(request("device-stream", device="radio0", name="air"))
         await client.aclose()
         with trio.fail_after(60):
@@ -151,14 +149,14 @@ async def test_more_is_answered_on_the_same_connection(build) -> None:
 @pytest.mark.parametrize("verb", ["device-command", "device-stream"])
 @pytest.mark.parametrize("behind", [b"", b'{"do": "info"}\n', b"x"], ids=["", "a line", "a byte"])
 async def test_who_leaves_gives_up_what_a_device_was_asked_for(
-    build, tmp_path, monkeypatch, verb: str, behind: bytes
+    build, place, monkeypatch, verb: str, behind: bytes
 ) -> None:
     """A balloon may wait for its driver as long as it likes: nobody's place goes with it."""
     monkeypatch.setattr(server_module, "MAX_CLIENTS", 2)
     radio = Radio(sockets=True)
     async with build(radio):
         for count in (1, 2):
-            client = await trio.open_unix_socket(tmp_path / "microvm" / f"{NAME}.sock")
+            client = await connected(place)
             await client.send_all(request(verb, device="radio0", name="silence"))
             with trio.fail_after(60):
                 while radio.waiting != 1:
@@ -178,11 +176,11 @@ async def test_who_leaves_gives_up_what_a_device_was_asked_for(
         assert await trio.to_thread.run_sync(state) == "running"
 
 
-async def test_what_was_sent_behind_a_devices_command_is_answered_after_it(build, tmp_path) -> None:
+async def test_what_was_sent_behind_a_devices_command_is_answered_after_it(build, place) -> None:
     asked = request("device-command", device="radio0", name="volume", arguments={"to": 7})
     got = b""
     async with build(Radio(sockets=True)):
-        client = await trio.open_unix_socket(tmp_path / "microvm" / f"{NAME}.sock")
+        client = await connected(place)
         with trio.fail_after(60):
             async with client:
                 await client.send_all(asked + request("info") + asked)

@@ -9,11 +9,9 @@ another file may get the number of a stream that is closed while a write to it s
 
 from __future__ import annotations
 
-import io
 import os
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self, TextIO
 
@@ -60,8 +58,12 @@ class LineWriter:
 
             self._write_all = write_all
             self._stream.flush()  # what was printed before comes before
-            with suppress(io.UnsupportedOperation):  # a stream of somebody's own, in memory
-                self._fd = os.dup(self._stream.fileno())
+            try:
+                fd = self._stream.fileno()
+            except OSError:  # a stream of somebody's own, in memory
+                pass
+            else:
+                self._fd = os.dup(fd)
             self._thread.start()
         return self
 

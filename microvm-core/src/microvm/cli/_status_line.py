@@ -16,7 +16,7 @@ from microvm.console import visible_text
 
 
 class StatusLine:
-    """The last line of a terminal; nothing at all where there is no terminal.
+    """The last line of a terminal; nothing at all where there is none.
 
     Args:
         terminal: A descriptor that never blocks; None where nobody would see it.
@@ -59,7 +59,9 @@ class StatusLine:
 
 @contextmanager
 def status_line(stream: TextIO | None) -> Iterator[StatusLine]:
-    """A line at this stream's terminal, cleared at the end; one that shows nothing elsewhere.
+    """A line at this stream's terminal, cleared at the end.
+
+    It shows nothing where there is no terminal, or none that can be opened once more.
 
     Args:
         stream: Where a person would look; None where a program was started without, or prints for
@@ -76,14 +78,22 @@ def status_line(stream: TextIO | None) -> Iterator[StatusLine]:
 
 
 def _opened_again(stream: TextIO) -> int | None:
-    if not stream.isatty():
+    if not stream.isatty() or os.name != "posix":
         return None
+    fd = stream.fileno()
     try:
-        return os.open(
-            os.ttyname(stream.fileno()), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
-        )
-    except (OSError, AttributeError):  # another user's, another mount's; not on Windows
+        return _open(os.ttyname(fd))
+    except OSError:  # another user's, as after su(1), or another mount namespace's
+        pass
+    try:
+        os.tcgetpgrp(fd)  # an error unless it is our controlling terminal
+        return _open("/dev/tty")
+    except OSError:
         return None
+
+
+def _open(terminal: str) -> int:
+    return os.open(terminal, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _write(terminal: int, data: bytes) -> int:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from microvm.cli import EXIT_OWN_FAILURE
 from microvm.cli._json_events import EventStream, say_ready
+from microvm.cli._line_writer import LineWriter
+from microvm.cli._log_lines import logged_by
 from microvm.cli._machine_options import add_machine_options, machine_config
 
 if TYPE_CHECKING:
@@ -148,7 +150,11 @@ def _run(args: argparse.Namespace, events: EventStream | None) -> int:
                 nursery.cancel_scope.cancel()
         return outcome
 
-    with status_line(sys.stderr if events is None else None) as status:
+    with (
+        LineWriter(sys.stderr) as lines,
+        logged_by(lines),
+        status_line(sys.stderr if events is None else None) as status,
+    ):
         outcome = trio.run(session, status)
     if events is None:
         print(f"microvm: the machine has ended. {outcome.detail}", file=sys.stderr)

@@ -13,6 +13,7 @@ from microvm.cli import EXIT_OWN_FAILURE
 from microvm.cli._backlog import Weight
 from microvm.cli._json_events import EventStream, say_ready
 from microvm.cli._line_writer import LineWriter
+from microvm.cli._log_lines import logged_by
 from microvm.cli._machine_options import add_machine_options, machine_config
 from microvm.cli.socks5 import DEFAULT_LISTEN, parse_listen
 
@@ -125,7 +126,7 @@ def _run(args: argparse.Namespace, events: EventStream | None) -> int:
     config = read_config(args.config, files_outside=args.allow_files)
     given = _vpn_credentials.given(config, args.auth_file)
     machine = Machine(_config(args))
-    lines = LineWriter(sys.stderr if events is None else None)
+    lines = LineWriter(sys.stderr)
     if events is None:
         names = ", ".join(line.partition(":")[0] for line in config.left_out)
         if names:
@@ -178,7 +179,11 @@ def _run(args: argparse.Namespace, events: EventStream | None) -> int:
     from microvm._groups import only_error
 
     try:
-        with lines, status_line(sys.stderr if events is None else None) as status:
+        with (
+            lines,
+            logged_by(lines),
+            status_line(sys.stderr if events is None else None) as status,
+        ):
             trio.run(session, status)
     except BaseExceptionGroup as group:
         raise only_error(group) from None

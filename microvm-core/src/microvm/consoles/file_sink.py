@@ -34,7 +34,8 @@ class FileSink(ConsoleSink):
 
     Args:
         path: Emptied if it is there, and its user's alone from then on (0600). No two machines
-            share one. It may be a pipe or a terminal; while nobody reads that, bytes are dropped.
+            share one; one that has ended, and whose disk hangs, has it until that is over. It may
+            be a pipe or a terminal; while nobody reads that, bytes are dropped.
         max_bytes: The file's bound, the line that tells of it not counted.
     """
 
