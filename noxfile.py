@@ -44,12 +44,13 @@ LINUX_ON_KVM = "(lab or linux_guest) and not slow"
 LINUX_TESTS = ("tests/lab", "tests/guest")
 """What boots Linux on our own VMM: the lab's tests, and the suite that `guest` runs under QEMU."""
 GUEST_TESTS = "linux_guest and not lab and not slow"
-SOAK: tuple[tuple[str, dict[str, str]], ...] = (
-    ("linux_guest and slow", {}),
-    ("soak", {"MICROVM_NET_MIB": "1024", "MICROVM_VPN_MIB": "256"}),
+SOAK: tuple[tuple[str, dict[str, str], int], ...] = (
+    ("linux_guest and slow", {}, 2),
+    ("soak", {"MICROVM_NET_MIB": "1024", "MICROVM_VPN_MIB": "256"}, 1),
 )
-"""What is too long for the gate, and with what in the environment: every kill of a machine in the
-middle of its writes, the rare ends of a VPN; then what carries as much as it is told to."""
+"""What is too long for the gate, with what in the environment, and on how many CPUs of a lab: every
+kill of a machine in the middle of its writes, the rare ends of a VPN; then what carries as much as
+it is told to."""
 GUEST_DISKS = ("python", "tools/guest_disks.py")
 """Makes the disks that guests' tests start from, before they run."""
 LAB_PYTEST = ("python", "-m", "pytest", "-p", "no:hypothesispytest", "-p", "no:cacheprovider")
@@ -212,13 +213,14 @@ def soak(session: nox.Session) -> None:
     session.install(*TEST_TOOLS)
     session.run(*GUEST_DISKS)
     failed, empty = [], []
-    for which, env in SOAK:
+    for which, env, cpus in SOAK:
         # Its tracebacks are for tests of two minutes.
         words = ("-o", "faulthandler_timeout=0", "-m", which, *LINUX_TESTS, *more)
         # An hour's tests after an hour's tests: the second are run whatever the first have found.
         try:
             if in_lab:
-                _in_lab(session, *LAB_PYTEST, *words, within_s=6 * 3600, mem_mib=6144, env=env)
+                bounds = {"within_s": 6 * 3600, "cpus": cpus, "mem_mib": 6144}
+                _in_lab(session, *LAB_PYTEST, *words, **bounds, env=env)
             else:
                 session.run("python", "-m", "pytest", *words, env=env)
         except CommandFailed as error:
