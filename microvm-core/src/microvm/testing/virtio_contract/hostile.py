@@ -250,7 +250,9 @@ class HostileDriver(IndirectTables):
                     await _steps(rig, active)
                 rig.take_back()
 
-        for seed in range(12):
+        # A device that checks one read and goes by the next is caught by two orders of nine; the
+        # steps in between are trio's too, and never quite the same.
+        for seed in range(48):
             play(partial(attack, seed))
 
     # --- anything in the rings -------------------------------------------------------------------
