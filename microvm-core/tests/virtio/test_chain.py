@@ -1,4 +1,7 @@
-"""Descriptor chains: rows 19 to 27 and 29 of the hazard catalogue, by number; reader and writer."""
+"""Descriptor chains: rows 19 to 27 and 29 of the hazard catalogue, by number; reader and writer.
+
+Long, since each row has its chain, and all are laid in one memory by the same few lines.
+"""
 
 import struct
 from collections.abc import Mapping

@@ -1,4 +1,7 @@
-"""Files through the real agent: in, out and all that a file system is asked."""
+"""Files through the real agent: in, out and all that a file system is asked.
+
+Long; trees in and trees out would part.
+"""
 
 import os
 import stat

@@ -1,4 +1,7 @@
-"""The guest's SOCKS5 server, run beside us: what it says, carries and withstands."""
+"""The guest's SOCKS5 server, run beside us: what it says, carries and withstands.
+
+Long; what it says in the handshake and what it carries would part.
+"""
 
 import os
 import resource

@@ -1,4 +1,7 @@
-"""`AgentConnection`: what it makes of right bytes, and what of wrong ones."""
+"""`AgentConnection`: what it makes of right bytes, and what of wrong ones.
+
+Long, since each message has its right form and its wrong ones here.
+"""
 
 import struct
 

@@ -6,6 +6,8 @@
 
 A step is something for the shell around it to do: bytes to send, a question to put to a person, a
 name to resolve, the way to open. The session decides; it never waits.
+
+Long, since each message changes one state: causes, attempts and files are modules of their own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The transport: registers on the bus's side, runs on the device's. See the package."""
+"""The transport: registers on the bus's side, runs on the device's. See the package.
+
+Long, since every register reads or writes the one state that resets and activations change.
+"""
 
 from __future__ import annotations
 
